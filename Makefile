@@ -1,0 +1,37 @@
+# Every target sets up what it needs; CI runs the same lines.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := cli/likewise server/likewise shards/likewise export/likewise clients/python/likewise
+
+.PHONY: install demo test check proto model bench build
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	touch $@
+
+demo: install
+	$(BIN)/likewise demo
+
+check: install
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/mypy $(SOURCES) tests benchmarks
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest
+
+proto: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py clients/python
+
+model: install
+	$(BIN)/python -m likewise.export.shapes.make
+
+bench: install
+	$(BIN)/likewise bench
+
+build: install
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

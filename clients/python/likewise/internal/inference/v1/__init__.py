@@ -1,0 +1,1 @@
+"""Generated from the protos; see the proto target of the Makefile."""

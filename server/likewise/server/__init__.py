@@ -1,0 +1,1 @@
+"""The server: router, encoders, writers and their places."""

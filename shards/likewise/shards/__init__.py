@@ -1,0 +1,1 @@
+"""One partition of a gallery: index, filter, planner, store, writer, merge."""

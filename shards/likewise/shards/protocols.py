@@ -1,0 +1,280 @@
+"""The seams of the data plane: what a shard and a writer are, whether they live in this process or behind a channel.
+
+`likewise.shards` implements them in process, `likewise.server` over gRPC; the same tests run on both. All methods are
+coroutines, may be called concurrently, and are safe to cancel; none blocks the event loop.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from likewise.v1 import common_pb2, gallery_service_pb2, search_service_pb2
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+class ShardError(Exception):
+    """Base of what a shard or a writer may answer besides a result."""
+
+
+class UnknownAttribute(ShardError):
+    """A filter or a result names an attribute that the gallery does not have, or compares it with a wrong type.
+
+    Attributes:
+        field: Path of the offending field below the filter, for example "filter.all_of[1].comparison.value".
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class Overloaded(ShardError):
+    """A bounded queue is full; nothing was done. `retry_after_s` is when to come back."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(ShardError):
+    """The part is loading, draining, restarting or gone; nothing was done."""
+
+
+class StoreFailure(ShardError):
+    """The store refused a commit (disk full, permission, conflict); nothing was acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """What all queries of one call share; hashable, so that equal calls can run as one batch.
+
+    Attributes:
+        space: Space to search.
+        k: Hits a query, at least 1.
+        filter: Serialised `likewise.v1.Filter` (deterministic), or b"" for none.
+        exact: Compare with every live row; None leaves it to the planner.
+        ef: HNSW candidate list, None for the gallery's default.
+        nprobe: IVF lists visited, None for the gallery's default.
+        over_fetch: Candidates re-scored as a multiple of k, None for 1.5.
+        excluded_ids: Ids never to be hits.
+        excluded_content: Content digest never to be a hit (the exact copies of a reference), None for none.
+        attributes: Names to bring with the hits.
+        vectors: Bring the unit vectors.
+        min_version: Oldest store version to answer from; the shard waits and catches up if it is behind.
+    """
+
+    space: str
+    k: int
+    filter: bytes = b""
+    exact: bool | None = None
+    ef: int | None = None
+    nprobe: int | None = None
+    over_fetch: float | None = None
+    excluded_ids: tuple[str, ...] = ()
+    excluded_content: int | None = None
+    attributes: tuple[str, ...] = ()
+    vectors: bool = False
+    min_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHits:
+    """Hits of n queries as columns.
+
+    Attributes:
+        ids: All queries' hits, one query after the other, each (score descending, id ascending).
+        scores: (hits,) float32 inner products of unit vectors, computed row by row so that they do not
+            depend on batch or shard.
+        offsets: (n + 1,) int64; query i has hits offsets[i] to offsets[i + 1].
+        attributes: One row a hit, the columns asked for; None when none were.
+        vectors: (hits, dim) float32; None when not asked for.
+        plan: How the shard looked.
+        version: Store version it answered from.
+        queue_us: Wait for the batch to start, microseconds.
+        search_us: The batch itself, microseconds.
+        excluded: Live rows (after the filter) left out for `excluded_content`.
+    """
+
+    ids: Sequence[str]
+    scores: F32
+    offsets: I64
+    attributes: pa.RecordBatch | None
+    vectors: F32 | None
+    plan: search_service_pb2.ShardPlan
+    version: int
+    queue_us: int
+    search_us: int
+    excluded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Stored rows.
+
+    Attributes:
+        batch: Columns id (string), content (int64) and the attributes asked for.
+        vectors: (rows, dim) float32 unit vectors; None when not asked for.
+        norms: (rows,) float32 raw norms, with the vectors.
+        version: Store version they were read from.
+    """
+
+    batch: pa.RecordBatch
+    vectors: F32 | None
+    norms: F32 | None
+    version: int
+
+
+class ShardSearch(Protocol):
+    """One shard of one gallery."""
+
+    async def search(self, queries: F32, options: SearchOptions) -> ShardHits:
+        """The best `options.k` rows for each of the (n, dim) unit queries; fewer only if fewer are allowed.
+
+        Raises:
+            UnknownAttribute: If the filter or the result mask does not fit the schema.
+            Overloaded: If the shard's queue is full.
+            Unavailable: If the shard is not serving.
+        """
+        ...
+
+    async def fetch(
+        self,
+        ids: Sequence[str],
+        *,
+        space: str,
+        attributes: Sequence[str] = (),
+        vectors: bool = False,
+        min_version: int = 0,
+    ) -> Rows:
+        """The rows of those of `ids` that the shard holds, in the order given."""
+        ...
+
+    async def page(
+        self,
+        *,
+        after: str,
+        limit: int,
+        filter: bytes,
+        space: str,
+        attributes: Sequence[str] = (),
+        vectors: bool = False,
+        min_version: int = 0,
+    ) -> Rows:
+        """Up to `limit` matching rows with id > `after` (UTF-8 byte order), id ascending."""
+        ...
+
+    async def count(self, filter: bytes, *, min_version: int = 0) -> tuple[int, int]:
+        """(live rows that match, store version)."""
+        ...
+
+    async def stats(self) -> gallery_service_pb2.ShardStats:
+        """Counts and state."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A committed change of a gallery.
+
+    Attributes:
+        base_version: Store version it starts from.
+        version: Store version it leads to.
+        upserts: New and replacing rows in the store's schema; each id once.
+        deleted_ids: Ids gone, none of them in `upserts`.
+    """
+
+    base_version: int
+    version: int
+    upserts: pa.RecordBatch
+    deleted_ids: Sequence[str]
+
+
+class DeltaSink(Protocol):
+    """Whoever follows a gallery's commits."""
+
+    async def apply(self, delta: Delta) -> None:
+        """Take a committed change; a sink that sees a gap catches up from the store by itself."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """A committed write: `rows` distinct ids written or deleted, visible from store version `version`."""
+
+    rows: int
+    version: int
+
+
+class Writer(Protocol):
+    """The one writer of a gallery."""
+
+    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+        """Commit rows and return after the commit.
+
+        Args:
+            rows: Columns id (string, valid, an id twice: the last wins), content (int64), for each space vector_<space>
+                (fixed-size list of float32, unit length, finite) and norm_<space> (float32), and the schema's
+                attributes; the writer adds shard_hash and stamp.
+            request_id: A retry with the same one returns the first result (remembered for a while).
+
+        Raises:
+            Overloaded: If the queue is full by rows or bytes.
+            StoreFailure: If the commit failed; nothing is stored.
+            Unavailable: If the writer drains.
+        """
+        ...
+
+    async def delete(
+        self, *, ids: Sequence[str] = (), filter: common_pb2.Filter | None = None, request_id: str = ""
+    ) -> WriteResult:
+        """Delete by id, or everything a filter matches in the newest version, and return after the commit."""
+        ...
+
+    async def version(self) -> int:
+        """The newest committed store version."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What happened to one partition between two store versions.
+
+    Attributes:
+        version: The store version they lead to.
+        upserts: Inserted and updated rows of the partition, in the store's schema.
+        deleted_ids: Ids that are gone.
+    """
+
+    version: int
+    upserts: pa.RecordBatch
+    deleted_ids: Sequence[str]
+
+
+class HistoryGone(ShardError):
+    """The store no longer has the versions between; the partition has to be loaded anew."""
+
+
+class PartitionSource(Protocol):
+    """One partition of a gallery's store. Blocking: call it from an executor."""
+
+    def version(self) -> int:
+        """The newest committed store version."""
+        ...
+
+    def load(self, version: int) -> Iterator[pa.RecordBatch]:
+        """All rows of the partition at a version, in the store's schema, in batches."""
+        ...
+
+    def changes(self, since: int, until: int) -> Changes:
+        """What happened after `since`, up to and with `until`.
+
+        Raises:
+            HistoryGone: If `since` has been cleaned up.
+        """
+        ...
