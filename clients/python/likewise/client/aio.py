@@ -1,0 +1,350 @@
+# ruff: noqa: ASYNC109 - these timeouts are gRPC deadlines, which the server sees too; asyncio.timeout is local
+"""The client for asyncio: `AsyncClient`, and the `AsyncGallery` it hands out.
+
+The methods are those of `likewise.client.sync`, where each is described; what answers there is awaited here, what
+iterates there is iterated with `async for`.
+"""
+
+import asyncio
+import builtins
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Self, Unpack
+
+import grpc
+import numpy.typing as npt
+
+from likewise.client import galleries, items, models, requests, upserts
+from likewise.client.attributes import Columns, Schema, to_columns, unknown_names
+from likewise.client.channel import DEFAULT_TIMEOUT_S, Option, make_config
+from likewise.client.errors import AlreadyExists, LikewiseError
+from likewise.client.filters import Filter
+from likewise.client.galleries import GalleryInfo, GalleryStats, IndexSpec
+from likewise.client.items import Item, Items
+from likewise.client.models import Health, Model
+from likewise.client.progress import ProgressChoice, Reporter
+from likewise.client.requests import Query
+from likewise.client.results import Composition, Explanation, Hits
+from likewise.client.rpc import Call
+from likewise.client.transport import AsyncTransport, in_thread
+from likewise.client.upserts import UpsertResult
+from likewise.client.versions import GalleryMemory, VersionToken
+from likewise.wire import MAX_MESSAGE_BYTES
+
+
+class AsyncClient:
+    """As `Client`; an async context manager, to be used from one event loop."""
+
+    def __init__(
+        self,
+        address: str | Sequence[str] = "127.0.0.1:50051",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
+        options: Sequence[Option] = (),
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        config = make_config(
+            address,
+            timeout=timeout,
+            credentials=credentials,
+            metadata=metadata,
+            options=options,
+            max_message_bytes=max_message_bytes,
+        )
+        self._transport = AsyncTransport(config)
+
+    async def create_gallery(
+        self,
+        name: str,
+        *,
+        encoder: str | None = None,
+        dim: int | None = None,
+        attributes: Mapping[str, object] | None = None,
+        shards: int | None = None,
+        replicas: int | None = None,
+        index: str | IndexSpec | None = None,
+        exist_ok: bool = False,
+        timeout: float | None = None,
+    ) -> "AsyncGallery":
+        """As `Client.create_gallery`."""
+        create = galleries.create_call(
+            name, encoder=encoder, dim=dim, attributes=attributes, shards=shards, replicas=replicas, index=index
+        )
+        try:
+            info = await self._transport.call(create, timeout)
+        except AlreadyExists:
+            if not exist_ok:
+                raise
+            info = await self._transport.call(galleries.get_call(name), timeout)
+            galleries.check_same(info, encoder=encoder, dim=dim, attributes=attributes)
+        return AsyncGallery(self._transport, GalleryMemory(name, info))
+
+    def gallery(self, name: str) -> "AsyncGallery":
+        """As `Client.gallery`; asks the server nothing and is not awaited."""
+        return AsyncGallery(self._transport, GalleryMemory(name))
+
+    async def galleries(self, *, timeout: float | None = None) -> list[GalleryInfo]:
+        """As `Client.galleries`."""
+        found: list[GalleryInfo] = []
+        token = ""
+        while True:
+            page = await self._transport.call(galleries.list_call(token), timeout)
+            found.extend(page.galleries)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def delete_gallery(self, name: str, *, timeout: float | None = None) -> None:
+        """As `Client.delete_gallery`."""
+        await self._transport.call(galleries.delete_call(name), timeout)
+
+    async def models(self, *, timeout: float | None = None) -> list[Model]:
+        """As `Client.models`."""
+        found: list[Model] = []
+        token = ""
+        while True:
+            page = await self._transport.call(models.list_call(token), timeout)
+            found.extend(page.models)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def model(self, name: str, version: int | None = None, *, timeout: float | None = None) -> Model:
+        """As `Client.model`."""
+        return await self._transport.call(models.get_call(name, version), timeout)
+
+    async def health(self, service: str = "", *, timeout: float | None = None) -> Health:
+        """As `Client.health`."""
+        return await self._transport.call(models.health_call(service), timeout)
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class AsyncGallery:
+    """As `Gallery`. Files are read and images packed in threads, never on the event loop."""
+
+    def __init__(self, transport: AsyncTransport, memory: GalleryMemory) -> None:
+        self._transport = transport
+        self._memory = memory
+
+    @property
+    def name(self) -> str:
+        """As `Gallery.name`."""
+        return self._memory.name
+
+    @property
+    def version(self) -> VersionToken | None:
+        """As `Gallery.version`."""
+        return self._memory.newest
+
+    async def info(self, *, timeout: float | None = None) -> GalleryInfo:
+        """As `Gallery.info`."""
+        self._memory.info = await self._transport.call(galleries.get_call(self.name), timeout)
+        return self._memory.info
+
+    async def search(self, *, timeout: float | None = None, **query: Unpack[Query]) -> Hits:
+        """As `Gallery.search`."""
+        if "image" in query:
+            call = await asyncio.to_thread(requests.search_call, self._memory, query)
+        else:
+            call = requests.search_call(self._memory, query)
+        return await self._transport.call(call, timeout)
+
+    async def search_batch(
+        self,
+        queries: Sequence[Query] | npt.NDArray[Any],
+        *,
+        timeout: float | None = None,
+        **shared: Unpack[Query],
+    ) -> builtins.list[Hits]:
+        """As `Gallery.search_batch`."""
+        calls = requests.batch_calls(self._memory, queries, shared)
+        return requests.batch_hits([answer async for answer in self._transport.gather(calls, timeout)])
+
+    async def search_stream(
+        self,
+        queries: Iterable[Query] | AsyncIterable[Query] | npt.NDArray[Any],
+        *,
+        timeout: float | None = None,
+        **shared: Unpack[Query],
+    ) -> AsyncIterator[Hits | LikewiseError]:
+        """As `Gallery.search_stream`; the queries may come from an async iterable too."""
+
+        async def source() -> AsyncIterator[tuple[None, Call[Hits]]]:
+            if isinstance(queries, AsyncIterable):
+                async for query in queries:
+                    (filled,) = requests.each_query([query], shared)
+                    yield None, await asyncio.to_thread(requests.search_call, self._memory, filled)
+            else:
+                each = requests.each_query(queries, shared)
+                async for call in in_thread(requests.search_call(self._memory, query) for query in each):
+                    yield None, call
+
+        async for _, outcome in self._transport.pipeline(source(), timeout):
+            yield outcome
+
+    async def explain(
+        self, ids: Sequence[str] = (), *, timeout: float | None = None, **query: Unpack[Query]
+    ) -> Explanation:
+        """As `Gallery.explain`."""
+        call = await asyncio.to_thread(requests.explain_call, self._memory, ids, query)
+        return await self._transport.call(call, timeout)
+
+    async def compose(self, *, timeout: float | None = None, **query: Unpack[Query]) -> Composition:
+        """As `Gallery.compose`."""
+        call = await asyncio.to_thread(requests.compose_call, self._memory, query)
+        return await self._transport.call(call, timeout)
+
+    async def upsert(
+        self,
+        ids: Sequence[str],
+        *,
+        images: Any = None,
+        vectors: npt.ArrayLike | None = None,
+        texts: Sequence[str] | None = None,
+        attributes: Any = None,
+        thumbnails: Sequence[bytes] | None = None,
+        progress: ProgressChoice = None,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> UpsertResult:
+        """As `Gallery.upsert`."""
+        columns: Columns = {} if attributes is None else await asyncio.to_thread(to_columns, attributes, len(ids))
+        prepared = await asyncio.to_thread(
+            upserts.prepare,
+            self.name,
+            ids,
+            images=images,
+            vectors=vectors,
+            texts=texts,
+            columns=columns,
+            schema=await self._schema(columns, timeout),
+            thumbnails=thumbnails,
+        )
+        tally = upserts.Tally(prepared, max_bytes=self._transport.config.max_message_bytes, request_id=request_id)
+
+        async def source() -> AsyncIterator[tuple[upserts.Chunk, Call[UpsertResult]]]:
+            async for chunk in in_thread(iter(tally.next_chunk, None)):
+                yield chunk, chunk.call
+
+        with Reporter(progress, tally.total) as reporter:
+            async for chunk, outcome in self._transport.pipeline(source(), timeout):
+                if version := tally.add(chunk, outcome):
+                    self._memory.remember(version)
+                reporter.update(tally.stored)
+        return tally.result()
+
+    async def get(
+        self,
+        ids: Sequence[str],
+        *,
+        attributes: Sequence[str] | bool = True,
+        vectors: bool = False,
+        at_least: VersionToken | bool = True,
+        timeout: float | None = None,
+    ) -> Items:
+        """As `Gallery.get`."""
+        dim = (await self._known(timeout)).dim if vectors else 0
+        calls = items.get_calls(self._memory, ids, attributes=attributes, vectors=vectors, at_least=at_least, dim=dim)
+        return items.merge_items([answer async for answer in self._transport.gather(calls, timeout)])
+
+    async def delete(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        where: Filter | None = None,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> int:
+        """As `Gallery.delete`."""
+        deleted = 0
+        calls = items.delete_calls(self._memory, ids, where, request_id)
+        async for part in self._transport.gather(calls, timeout):
+            self._memory.remember(part.version)
+            deleted += part.count
+        return deleted
+
+    async def count(
+        self, *, where: Filter | None = None, at_least: VersionToken | bool = True, timeout: float | None = None
+    ) -> int:
+        """As `Gallery.count`."""
+        return await self._transport.call(items.count_call(self._memory, where, at_least), timeout)
+
+    async def list(
+        self,
+        *,
+        where: Filter | None = None,
+        attributes: Sequence[str] | bool = True,
+        vectors: bool = False,
+        page_size: int = 1000,
+        at_least: VersionToken | bool = True,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Item]:
+        """As `Gallery.list`."""
+        dim = (await self._known(timeout)).dim if vectors else 0
+        token = ""
+        while True:
+            call = items.list_call(
+                self._memory,
+                where=where,
+                attributes=attributes,
+                vectors=vectors,
+                page_size=items.rows_a_call(vectors, dim, page_size),
+                page_token=token,
+                at_least=at_least,
+            )
+            page = await self._transport.call(call, timeout)
+            for item in page.items:
+                yield item
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def stats(self, *, timeout: float | None = None) -> GalleryStats:
+        """As `Gallery.stats`."""
+        return await self._transport.call(galleries.stats_call(self.name), timeout)
+
+    async def wait_until_ready(self, *, timeout: float | None = None) -> GalleryStats:
+        """As `Gallery.wait_until_ready`."""
+        waiting = galleries.Waiting(self._transport.config.deadline_s(timeout))
+        while not waiting.is_over(stats := await self.stats(timeout=waiting.left_s())):  # noqa: ASYNC110 - of a server
+            await asyncio.sleep(galleries.POLL_S)
+        return stats
+
+    async def update(
+        self,
+        *,
+        attributes: Mapping[str, object] | None = None,
+        shards: int | None = None,
+        replicas: int | None = None,
+        index: str | IndexSpec | None = None,
+        timeout: float | None = None,
+    ) -> GalleryInfo:
+        """As `Gallery.update`."""
+        current = await self.info(timeout=timeout)
+        call = galleries.update_call(current, attributes=attributes, shards=shards, replicas=replicas, index=index)
+        self._memory.info = await self._transport.call(call, timeout)
+        return self._memory.info
+
+    def __repr__(self) -> str:
+        return f"<AsyncGallery {self.name!r}>"
+
+    async def _known(self, timeout: float | None) -> GalleryInfo:
+        return self._memory.info or await self.info(timeout=timeout)
+
+    async def _schema(self, columns: Columns, timeout: float | None) -> Schema:
+        if not columns:
+            return {}
+        schema = (await self._known(timeout)).schema
+        if unknown_names(columns, schema):  # perhaps added since
+            schema = (await self.info(timeout=timeout)).schema
+        return schema

@@ -1,0 +1,149 @@
+"""`likewise gallery`: make, look at and delete galleries."""
+
+from typing import Annotated
+
+import typer
+
+from likewise.client.attributes import TYPE_NAMES
+from likewise.client.cli.options import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    Address,
+    AsJson,
+    GalleryName,
+    Timeout,
+    connect,
+)
+from likewise.client.cli.output import print_facts, print_json, print_table, shown
+from likewise.client.galleries import GalleryInfo
+
+app = typer.Typer(no_args_is_help=True, help="Make, look at and delete galleries.")
+
+
+@app.command()
+def create(
+    name: GalleryName,
+    encoder: Annotated[str | None, typer.Option(help="Model family that encodes images and texts.")] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="Numbers a vector, for vectors only.")] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:TYPE", help=f"An attribute; repeatable. Types: {', '.join(TYPE_NAMES.values())}."),
+    ] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Partitions.")] = None,
+    index: Annotated[str | None, typer.Option(help="auto, flat, hnsw, ivf, or a FAISS factory string.")] = None,
+    exist_ok: Annotated[bool, typer.Option(help="Take the gallery that is there, if it is the same.")] = False,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Make an empty gallery."""
+    attributes = dict(_attribute(given) for given in attribute or ())
+    with connect(address, timeout) as client:
+        made = client.create_gallery(
+            name, encoder=encoder, dim=dim, attributes=attributes, shards=shards, index=index, exist_ok=exist_ok
+        )
+        _print_info(made.info(), as_json=as_json)
+
+
+@app.command("list")
+def list_galleries(
+    address: Address = DEFAULT_ADDRESS, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False
+) -> None:
+    """All galleries in name order."""
+    with connect(address, timeout) as client:
+        galleries = client.galleries()
+    if as_json:
+        print_json(galleries)
+    else:
+        rows = [(one.name, one.dim, one.encoder or "vectors only", one.shards, one.index.kind) for one in galleries]
+        print_table(("name", "dim", "encoder", "shards", "index"), rows)
+
+
+@app.command()
+def show(
+    name: GalleryName, address: Address = DEFAULT_ADDRESS, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False
+) -> None:
+    """What a gallery is made of."""
+    with connect(address, timeout) as client:
+        _print_info(client.gallery(name).info(), as_json=as_json)
+
+
+@app.command()
+def stats(
+    name: GalleryName, address: Address = DEFAULT_ADDRESS, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False
+) -> None:
+    """How many items a gallery has, and the state of its shards."""
+    with connect(address, timeout) as client:
+        found = client.gallery(name).stats()
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"{found.items:,} items at version {found.version:,}")
+    columns = ("shard", "state", "index", "live", "sealed", "fresh", "tombstones", "version", "memory MiB", "message")
+    print_table(
+        columns,
+        [
+            (
+                one.shard,
+                one.state,
+                one.index,
+                one.live,
+                one.sealed,
+                one.fresh,
+                one.tombstones,
+                one.version,
+                one.memory_bytes / (1 << 20),
+                one.message,
+            )
+            for one in found.shards
+        ],
+    )
+
+
+@app.command()
+def delete(
+    name: GalleryName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a gallery with all its items, for good."""
+    with connect(address, timeout) as client:
+        if not yes:
+            count = client.gallery(name).count()
+            typer.confirm(f"Delete gallery {name!r} with its {count:,} items, for good?", abort=True, err=True)
+        client.delete_gallery(name)
+    if as_json:
+        print_json({"deleted": name})
+    else:
+        typer.echo(f"deleted {name}")
+
+
+def _attribute(given: str) -> tuple[str, str]:
+    name, colon, kind = given.partition(":")
+    if not colon or not name or not kind:
+        raise typer.BadParameter(f"must be NAME:TYPE, got {given!r}", param_hint="--attribute")
+    return name, kind
+
+
+def _print_info(info: GalleryInfo, *, as_json: bool) -> None:
+    if as_json:
+        print_json(info)
+        return
+    index = {key: value for key in info.index.__slots__ if (value := getattr(info.index, key)) is not None}
+    print_facts(
+        {
+            "name": info.name,
+            "encoder": info.encoder or "none, vectors only",
+            "dim": str(info.dim),
+            "attributes": info.attributes,
+            "shards": info.shards,
+            "replicas": info.replicas,
+            "index": index.pop("kind") + (f" ({shown(index)})" if index else ""),
+            "version": info.version,
+            "created": info.created,
+            "id": info.gallery_id,
+            "space": info.space,
+        }
+    )

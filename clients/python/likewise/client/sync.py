@@ -1,0 +1,410 @@
+"""The client for ordinary code: `Client`, and the `Gallery` it hands out. Both may be shared by threads."""
+
+import builtins
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, Unpack
+
+import grpc
+import numpy.typing as npt
+
+from likewise.client import galleries, items, models, requests, upserts
+from likewise.client.attributes import Columns, Schema, to_columns, unknown_names
+from likewise.client.channel import DEFAULT_TIMEOUT_S, Option, make_config
+from likewise.client.errors import AlreadyExists, LikewiseError
+from likewise.client.filters import Filter
+from likewise.client.galleries import GalleryInfo, GalleryStats, IndexSpec
+from likewise.client.items import Item, Items
+from likewise.client.models import Health, Model
+from likewise.client.progress import ProgressChoice, Reporter
+from likewise.client.requests import Query
+from likewise.client.results import Composition, Explanation, Hits
+from likewise.client.transport import Transport
+from likewise.client.upserts import UpsertResult
+from likewise.client.versions import GalleryMemory, VersionToken
+from likewise.wire import MAX_MESSAGE_BYTES
+
+
+class Client:
+    """A connection to a server; a context manager.
+
+    Args:
+        address: "host:port"; several with commas or as a list, called in turn; or a gRPC target ("dns:///name:port").
+        timeout: Seconds a call may take unless it says otherwise; None for no limit.
+        credentials: TLS (grpc.ssl_channel_credentials(...)); default plain text.
+        metadata: Headers of every call.
+        options: gRPC channel options.
+        max_message_bytes: Largest message sent or accepted; the server has a limit of its own, 64 MiB by default.
+
+    UNAVAILABLE is retried up to four times with backoff, for calls that may safely be sent twice; nothing else is.
+    """
+
+    def __init__(
+        self,
+        address: str | Sequence[str] = "127.0.0.1:50051",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
+        options: Sequence[Option] = (),
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        config = make_config(
+            address,
+            timeout=timeout,
+            credentials=credentials,
+            metadata=metadata,
+            options=options,
+            max_message_bytes=max_message_bytes,
+        )
+        self._transport = Transport(config)
+
+    def create_gallery(
+        self,
+        name: str,
+        *,
+        encoder: str | None = None,
+        dim: int | None = None,
+        attributes: Mapping[str, object] | None = None,
+        shards: int | None = None,
+        replicas: int | None = None,
+        index: str | IndexSpec | None = None,
+        exist_ok: bool = False,
+        timeout: float | None = None,
+    ) -> "Gallery":
+        """Make an empty gallery.
+
+        Args:
+            name: [a-z][a-z0-9_-]{0,62}.
+            encoder: Model family that encodes images and texts, see `models`; or
+            dim: Numbers a vector, for a gallery of vectors only.
+            attributes: Attribute name to type: "string", "int64", "double", "bool", "timestamp", "string_list", or the
+                Python type (str, int, float, bool, datetime, list[str]).
+            shards: Partitions, default 1.
+            replicas: Copies of each, default 1.
+            index: "auto" (default), "flat", "hnsw", "ivf", a FAISS index_factory string, or an `IndexSpec`.
+            exist_ok: Take the gallery that is there, if it has the same encoder or dimension and these attributes.
+            timeout: Seconds; default the client's.
+
+        Raises:
+            AlreadyExists: If the name is taken, or with `exist_ok` by a different gallery.
+        """
+        create = galleries.create_call(
+            name, encoder=encoder, dim=dim, attributes=attributes, shards=shards, replicas=replicas, index=index
+        )
+        try:
+            info = self._transport.call(create, timeout)
+        except AlreadyExists:
+            if not exist_ok:
+                raise
+            info = self._transport.call(galleries.get_call(name), timeout)
+            galleries.check_same(info, encoder=encoder, dim=dim, attributes=attributes)
+        return Gallery(self._transport, GalleryMemory(name, info))
+
+    def gallery(self, name: str) -> "Gallery":
+        """A handle on a gallery; asks the server nothing, so a wrong name shows at the first call."""
+        return Gallery(self._transport, GalleryMemory(name))
+
+    def galleries(self, *, timeout: float | None = None) -> list[GalleryInfo]:
+        """All galleries in name order."""
+        found: list[GalleryInfo] = []
+        token = ""
+        while True:
+            page = self._transport.call(galleries.list_call(token), timeout)
+            found.extend(page.galleries)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def delete_gallery(self, name: str, *, timeout: float | None = None) -> None:
+        """Delete a gallery with all its items, for good.
+
+        Raises:
+            NotFound: If it is not there.
+        """
+        self._transport.call(galleries.delete_call(name), timeout)
+
+    def models(self, *, timeout: float | None = None) -> list[Model]:
+        """All model versions, by name, then version."""
+        found: list[Model] = []
+        token = ""
+        while True:
+            page = self._transport.call(models.list_call(token), timeout)
+            found.extend(page.models)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def model(self, name: str, version: int | None = None, *, timeout: float | None = None) -> Model:
+        """One model; default the version in use, else the newest."""
+        return self._transport.call(models.get_call(name, version), timeout)
+
+    def health(self, service: str = "", *, timeout: float | None = None) -> Health:
+        """Whether the server takes calls; Unavailable is raised when nobody answers."""
+        return self._transport.call(models.health_call(service), timeout)
+
+    def close(self) -> None:
+        """End the connection; calls under way are given up."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Gallery:
+    """A gallery: what `Client.gallery` and `Client.create_gallery` give.
+
+    Reads see every write made through the same handle before them (`at_least`), whichever shard or router answers.
+    """
+
+    def __init__(self, transport: Transport, memory: GalleryMemory) -> None:
+        self._transport = transport
+        self._memory = memory
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._memory.name
+
+    @property
+    def version(self) -> VersionToken | None:
+        """The newest write made through this handle; None before the first."""
+        return self._memory.newest
+
+    def info(self, *, timeout: float | None = None) -> GalleryInfo:
+        """What the gallery is made of, as the server has it now."""
+        self._memory.info = self._transport.call(galleries.get_call(self.name), timeout)
+        return self._memory.info
+
+    def search(self, *, timeout: float | None = None, **query: Unpack[Query]) -> Hits:
+        """The items most like a reference under the conditions; see `Query` for the arguments.
+
+        The reference is one of image, text, id and vector; with a condition alone, the condition is searched for.
+
+        Raises:
+            NotFound: If the gallery or the reference item is not there. An empty answer is no error.
+            InvalidArgument: If an argument is wrong; `field` names it.
+        """
+        return self._transport.call(requests.search_call(self._memory, query), timeout)
+
+    def search_batch(
+        self,
+        queries: Sequence[Query] | npt.NDArray[Any],
+        *,
+        timeout: float | None = None,
+        **shared: Unpack[Query],
+    ) -> builtins.list[Hits]:
+        """Many searches, answered in order.
+
+        Args:
+            queries: `Query(...)`s, or an (n, d) array of reference vectors.
+            timeout: Seconds for each message of up to 1,000 queries.
+            shared: Arguments of every query; a query's own win.
+
+        Raises:
+            BatchError: If queries failed; it has the answers of the others.
+        """
+        calls = requests.batch_calls(self._memory, queries, shared)
+        return requests.batch_hits(self._transport.gather(calls, timeout))
+
+    def search_stream(
+        self, queries: Iterable[Query] | npt.NDArray[Any], *, timeout: float | None = None, **shared: Unpack[Query]
+    ) -> Iterator[Hits | LikewiseError]:
+        """Searches as they come from an iterable of any length, several under way at once, answered in order.
+
+        A query that fails gives its error in its place, and the stream goes on.
+
+        Args:
+            queries: As for `search_batch`; read no further ahead than what is under way.
+            timeout: Seconds for each query.
+            shared: Arguments of every query; a query's own win.
+        """
+        calls = (requests.search_call(self._memory, query) for query in requests.each_query(queries, shared))
+        return (outcome for _, outcome in self._transport.pipeline(((None, call) for call in calls), timeout))
+
+    def explain(self, ids: Sequence[str] = (), *, timeout: float | None = None, **query: Unpack[Query]) -> Explanation:
+        """A search with its reasons: plan per shard, and where some items rank and why."""
+        return self._transport.call(requests.explain_call(self._memory, ids, query), timeout)
+
+    def compose(self, *, timeout: float | None = None, **query: Unpack[Query]) -> Composition:
+        """The query vector that a search with this reference and these conditions would use."""
+        return self._transport.call(requests.compose_call(self._memory, query), timeout)
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        *,
+        images: Any = None,
+        vectors: npt.ArrayLike | None = None,
+        texts: Sequence[str] | None = None,
+        attributes: Any = None,
+        thumbnails: Sequence[bytes] | None = None,
+        progress: ProgressChoice = None,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> UpsertResult:
+        """Insert items, or replace those whose id is there; durable when this returns.
+
+        Everything but the images is checked before the first byte is sent. Then the rows go in chunks of about 4 MiB,
+        four under way at once. A chunk is stored all or not at all; when one is refused no more are sent, and the
+        error's `upsert` says which ids are stored and which are not. Of an id given twice the last row stays.
+
+        Args:
+            ids: n strings of 1 to 512 bytes.
+            images: n paths, bytes, PIL images or (h, w, 3) uint8 arrays; or
+            vectors: (n, d) floats of any length but zero; or
+            texts: n descriptions.
+            attributes: n dicts, or a dict of columns (lists, arrays), a pandas DataFrame or a pyarrow Table; None for
+                no value. Items lose the attributes that are left out.
+            thumbnails: n small images, to be shown beside hits.
+            progress: See `ProgressChoice`.
+            timeout: Seconds for each chunk.
+            request_id: Makes a repeat of the very same call safe: what was stored is not applied twice.
+
+        Raises:
+            InvalidArgument: If a row is wrong.
+        """
+        columns: Columns = {} if attributes is None else to_columns(attributes, len(ids))
+        prepared = upserts.prepare(
+            self.name,
+            ids,
+            images=images,
+            vectors=vectors,
+            texts=texts,
+            columns=columns,
+            schema=self._schema(columns, timeout),
+            thumbnails=thumbnails,
+        )
+        tally = upserts.Tally(prepared, max_bytes=self._transport.config.max_message_bytes, request_id=request_id)
+        source = ((chunk, chunk.call) for chunk in iter(tally.next_chunk, None))
+        with Reporter(progress, tally.total) as reporter:
+            for chunk, outcome in self._transport.pipeline(source, timeout):
+                if version := tally.add(chunk, outcome):
+                    self._memory.remember(version)
+                reporter.update(tally.stored)
+        return tally.result()
+
+    def get(
+        self,
+        ids: Sequence[str],
+        *,
+        attributes: Sequence[str] | bool = True,
+        vectors: bool = False,
+        at_least: VersionToken | bool = True,
+        timeout: float | None = None,
+    ) -> Items:
+        """Stored items in the order asked for; those that are not there are in `missing`."""
+        dim = self._known(timeout).dim if vectors else 0
+        calls = items.get_calls(self._memory, ids, attributes=attributes, vectors=vectors, at_least=at_least, dim=dim)
+        return items.merge_items(builtins.list(self._transport.gather(calls, timeout)))
+
+    def delete(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        where: Filter | None = None,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> int:
+        """Delete by ids or by a filter; gives how many were there. Ids that are not there are no error."""
+        deleted = 0
+        for part in self._transport.gather(items.delete_calls(self._memory, ids, where, request_id), timeout):
+            self._memory.remember(part.version)
+            deleted += part.count
+        return deleted
+
+    def count(
+        self, *, where: Filter | None = None, at_least: VersionToken | bool = True, timeout: float | None = None
+    ) -> int:
+        """How many live items the filter leaves; without one, how many there are."""
+        return self._transport.call(items.count_call(self._memory, where, at_least), timeout)
+
+    def list(
+        self,
+        *,
+        where: Filter | None = None,
+        attributes: Sequence[str] | bool = True,
+        vectors: bool = False,
+        page_size: int = 1000,
+        at_least: VersionToken | bool = True,
+        timeout: float | None = None,
+    ) -> Iterator[Item]:
+        """Items in id order, fetched page by page as they are taken.
+
+        Args:
+            where: Filter.
+            attributes: Names, or True for all.
+            vectors: Bring the vectors along.
+            page_size: Items a call, at most 10,000; fewer with long vectors.
+            at_least: See `Query`.
+            timeout: Seconds for each page.
+        """
+        dim = self._known(timeout).dim if vectors else 0
+        token = ""
+        while True:
+            call = items.list_call(
+                self._memory,
+                where=where,
+                attributes=attributes,
+                vectors=vectors,
+                page_size=items.rows_a_call(vectors, dim, page_size),
+                page_token=token,
+                at_least=at_least,
+            )
+            page = self._transport.call(call, timeout)
+            yield from page.items
+            token = page.next_page_token
+            if not token:
+                return
+
+    def stats(self, *, timeout: float | None = None) -> GalleryStats:
+        """Counts, sizes and states of the gallery's shards."""
+        return self._transport.call(galleries.stats_call(self.name), timeout)
+
+    def wait_until_ready(self, *, timeout: float | None = None) -> GalleryStats:
+        """Wait until every shard serves the newest version with its index built; answers are right before too.
+
+        Raises:
+            DeadlineExceeded: If that takes longer than `timeout` seconds (default the client's).
+            FailedPrecondition: If an index cannot be built.
+        """
+        waiting = galleries.Waiting(self._transport.config.deadline_s(timeout))
+        while not waiting.is_over(stats := self.stats(timeout=waiting.left_s())):
+            time.sleep(galleries.POLL_S)
+        return stats
+
+    def update(
+        self,
+        *,
+        attributes: Mapping[str, object] | None = None,
+        shards: int | None = None,
+        replicas: int | None = None,
+        index: str | IndexSpec | None = None,
+        timeout: float | None = None,
+    ) -> GalleryInfo:
+        """Change shards, replicas or index in place, or add attributes.
+
+        Raises:
+            FailedPrecondition: If what is asked for cannot be changed.
+        """
+        current = self.info(timeout=timeout)
+        call = galleries.update_call(current, attributes=attributes, shards=shards, replicas=replicas, index=index)
+        self._memory.info = self._transport.call(call, timeout)
+        return self._memory.info
+
+    def __repr__(self) -> str:
+        return f"<Gallery {self.name!r}>"
+
+    def _known(self, timeout: float | None) -> GalleryInfo:
+        return self._memory.info or self.info(timeout=timeout)
+
+    def _schema(self, columns: Columns, timeout: float | None) -> Schema:
+        if not columns:
+            return {}
+        schema = self._known(timeout).schema
+        if unknown_names(columns, schema):  # perhaps added since
+            schema = self.info(timeout=timeout).schema
+        return schema
