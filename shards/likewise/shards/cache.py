@@ -1,0 +1,178 @@
+"""Sealed indexes on disk, so that a restart does not build them again.
+
+One file for each space of a shard. It is a cache: whatever is wrong with one (damaged, of another gallery, partition,
+index or release), it is logged, removed and built anew. FAISS's own format has no checksum and accepts flipped bytes,
+so none reaches it before the digest of the whole file has been compared. Flat shards have no file: their vectors come
+from the store in any case, and nothing has to be built from them.
+
+Layout: magic, BLAKE2b-256 of the rest, length of the header, header (JSON), stamps (int64, little-endian, one a
+position), the index as FAISS writes it.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import struct
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from likewise.shards import index as sealed_index
+from likewise.shards.index import Recipe, SealedIndex
+from likewise.shards.protocols import I64
+from likewise.shards.spec import GallerySpec, SpaceSpec
+
+log = logging.getLogger(__name__)
+
+FORMAT: Final = 1
+SUFFIX: Final = ".sealed"
+
+_MAGIC: Final = b"LIKEWISE-SEALED\n"
+_DIGEST_BYTES: Final = 32
+_LENGTH: Final = struct.Struct("<I")
+_PIECE_BYTES: Final = 1 << 20
+_MAX_HEADER_BYTES: Final = 1 << 16
+
+
+class _Unusable(Exception):
+    """Why a file cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedIndex:
+    """An index and which row versions it holds.
+
+    Attributes:
+        index: The index.
+        stamps: (rows,) int64 stamp of each position.
+    """
+
+    index: SealedIndex
+    stamps: I64
+
+
+class SealedCache:
+    """The files of one shard. Blocking: use it from an executor.
+
+    Args:
+        folder: Made when it is missing; may be shared by all shards of a machine.
+        spec: The gallery.
+        shard: Number of the partition.
+    """
+
+    def __init__(self, folder: Path, spec: GallerySpec, shard: int) -> None:
+        self._folder = folder
+        self._spec = spec
+        self._shard = shard
+
+    def path(self, space: SpaceSpec) -> Path:
+        """Where the file of a space is."""
+        return self._folder / f"{self._spec.gallery_id}-{self._shard}-of-{self._spec.shards}-{space.name}{SUFFIX}"
+
+    def load(self, space: SpaceSpec) -> CachedIndex | None:
+        """The index of a space; None, with the reason logged and the file gone, if there is none to trust."""
+        path = self.path(space)
+        try:
+            with path.open("rb") as file:
+                return self._read(file, space)
+        except FileNotFoundError:
+            return None
+        except (_Unusable, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            log.warning("sealed index %s is not used and will be built anew: %s", path.name, error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+
+    def store(self, space: SpaceSpec, index: SealedIndex, stamps: I64) -> None:
+        """Write the file of a space, whole or not at all.
+
+        Raises:
+            OSError: If the disk refuses; what was there before stays.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        header = json.dumps(self._header(space, index.recipe) | {"rows": index.rows, "trained": index.trained_rows})
+        descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+
+                def put(piece: bytes) -> None:
+                    digest.update(piece)
+                    file.write(piece)
+
+                file.write(_MAGIC + bytes(_DIGEST_BYTES))
+                put(_LENGTH.pack(len(header)) + header.encode())
+                put(np.ascontiguousarray(stamps, dtype="<i8").tobytes())
+                sealed_index.write(index, put)
+                file.seek(len(_MAGIC))
+                file.write(digest.digest())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path(space))
+            _sync_folder(self._folder)
+            self._remove_other_partitionings()
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def discard(self, space: SpaceSpec) -> None:
+        """Remove the file of a space, if there is one."""
+        self.path(space).unlink(missing_ok=True)
+
+    def _remove_other_partitionings(self) -> None:
+        """Drop what the gallery left behind when its shard count was another."""
+        for path in self._folder.glob(f"{self._spec.gallery_id}-*-of-*{SUFFIX}"):
+            if f"-of-{self._spec.shards}-" not in path.name:
+                path.unlink(missing_ok=True)
+
+    def _read(self, file: BinaryIO, space: SpaceSpec) -> CachedIndex:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise _Unusable("it does not begin as a sealed index does")
+        expected = file.read(_DIGEST_BYTES)
+        start = file.tell()
+        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+        if digest.digest() != expected:
+            raise _Unusable("its checksum does not hold")
+        file.seek(start)
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        if length > _MAX_HEADER_BYTES:
+            raise _Unusable(f"its header has {length} bytes, at most {_MAX_HEADER_BYTES} are possible")
+        header: dict[str, Any] = json.loads(file.read(length))
+        rows, trained = int(header.pop("rows")), int(header.pop("trained"))
+        recipe = Recipe(**header.get("recipe", {}))
+        if header != self._header(space, recipe):
+            raise _Unusable(f"it is of another gallery, partition, space or format: {header}")
+        stamps = np.frombuffer(file.read(8 * rows), dtype="<i8").astype(np.int64)
+        index = sealed_index.read(file)
+        if index.ntotal != rows or index.d != space.dim or len(stamps) != rows:
+            raise _Unusable(f"it holds {index.ntotal} rows of {index.d} numbers, its header says {rows} of {space.dim}")
+        return CachedIndex(sealed_index.adopt(index, recipe, self._spec.index, trained_rows=trained), stamps)
+
+    def _header(self, space: SpaceSpec, recipe: Recipe) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "gallery_id": self._spec.gallery_id,
+            "shard": self._shard,
+            "shards": self._spec.shards,
+            "space": space.name,
+            "dim": space.dim,
+            "digest": space.digest,
+            "recipe": asdict(recipe),
+        }
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder durable, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,306 @@
+"""The door to FAISS: build, extend, search and serialise the sealed index of one space.
+
+Rows are named by their position, which FAISS gives them by itself: `IndexIDMap` would change the parameters of a search
+that other threads share (facebookresearch/faiss 1.15.1, IndexIDMap.cpp). Parameters are made for each call. No selector
+is used at all, see `likewise.shards.planner`.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, Final
+
+import faiss as _faiss
+import numpy as np
+
+from likewise.shards.planner import IndexTraits
+from likewise.shards.protocols import F32, I64
+from likewise.shards.spec import AUTO_HNSW_ROWS, IndexSpec, SpecError
+
+FLAT: Final = "flat"
+MIN_SEALED_ROWS: Final = 1_024
+"""Rows below which no index is built: comparing all is faster than any of them."""
+
+DEFAULT_M: Final = 32
+DEFAULT_EF_CONSTRUCTION: Final = 100
+
+faiss: Any = _faiss
+"""Untyped on purpose: the stubs that come with it lack most of what is used here."""
+
+_ADD_ROWS: Final = 4_096
+_TRAIN_ROWS_PER_LIST: Final = 64
+_TRAIN_ROWS_MIN: Final = 65_536
+_IO_BYTES: Final = 1 << 20
+_RETRAIN_GROWTH: Final = 2.0
+
+
+class BuildStopped(Exception):
+    """The build was asked to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What index to build.
+
+    Attributes:
+        factory: `flat`, or a FAISS factory string.
+        ef_construction: For HNSW, else 0.
+    """
+
+    factory: str
+    ef_construction: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SealedIndex:
+    """A FAISS index over positions 0 to rows - 1, never changed after it is made.
+
+    Attributes:
+        recipe: What it was built from.
+        faiss_index: The index itself.
+        vectors: (rows, dim) float32 view of the index's own storage; None where it holds none to look at.
+        trained_rows: Rows there were when it was trained.
+        nprobe: The gallery's own number of lists to visit, 0 for one that follows from nlist.
+        ef: The gallery's own candidate list of HNSW, 0 for one that follows from what is asked.
+    """
+
+    recipe: Recipe
+    faiss_index: Any
+    vectors: F32 | None
+    trained_rows: int
+    nprobe: int = 0
+    ef: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows in it."""
+        return int(self.faiss_index.ntotal)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimate of what it takes, its vectors included."""
+        core = _core(self.faiss_index)
+        if hasattr(core, "hnsw"):
+            links = 4 * int(core.hnsw.neighbors.size()) + 12 * self.rows
+            return links + self.rows * int(core.storage.sa_code_size())
+        return self.rows * (int(getattr(core, "code_size", 4 * core.d)) + 8)
+
+    def traits(self) -> IndexTraits:
+        """What the planner has to know."""
+        core = _core(self.faiss_index)
+        nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
+        kind = "hnsw" if isinstance(core, faiss.IndexHNSW) else "ivf" if nlist else "other"
+        lossless = isinstance(core, faiss.IndexHNSWFlat | faiss.IndexIVFFlat | faiss.IndexFlat)
+        return IndexTraits(
+            kind=kind,
+            rows=self.rows,
+            lossy=not lossless or isinstance(self.faiss_index, faiss.IndexPreTransform),
+            ef=self.ef,
+            nlist=nlist,
+            nprobe=self.nprobe or default_nprobe(nlist),
+        )
+
+    def search(self, queries: F32, depth: int, *, ef: int, nprobe: int) -> I64:
+        """(n, depth) positions of the nearest rows as the index sees them, best first, -1 in empty places."""
+        parameters = _parameters(self.faiss_index, ef=ef, nprobe=nprobe)
+        _, positions = self.faiss_index.search(np.ascontiguousarray(queries), depth, params=parameters)
+        return np.asarray(positions)
+
+
+def recipe(spec: IndexSpec, rows: int) -> Recipe:
+    """The index that a spec means for so many rows."""
+    kind = spec.kind.lower()
+    if rows < MIN_SEALED_ROWS or kind == FLAT or (kind == "auto" and rows < AUTO_HNSW_ROWS):
+        return Recipe(FLAT)
+    ef_construction = spec.ef_construction or DEFAULT_EF_CONSTRUCTION
+    if kind in ("auto", "hnsw"):
+        return Recipe(f"HNSW{spec.m or DEFAULT_M},Flat", ef_construction)
+    if kind == "ivf":
+        return Recipe(f"IVF{spec.nlist or default_nlist(rows)},Flat")
+    return Recipe(spec.kind, ef_construction if "HNSW" in spec.kind else 0)
+
+
+def serves(index: SealedIndex | None, spec: IndexSpec, rows: int) -> bool:
+    """Whether an index is still what a spec means for so many rows.
+
+    A number of lists that follows from the row count may lag behind it by the growth that calls for new training.
+    """
+    wanted = recipe(spec, rows)
+    if index is None:
+        return wanted.factory == FLAT
+    if spec.kind.lower() == "ivf" and spec.nlist is None and wanted.factory != FLAT:
+        return index.recipe.factory.startswith("IVF") and rows <= _RETRAIN_GROWTH * index.trained_rows
+    # Some way below the row count that asks for another index, the one there is stays: no building to and fro.
+    return index.recipe in (wanted, recipe(spec, rows + rows // 4))
+
+
+def default_nlist(rows: int) -> int:
+    """Lists of an IVF index: 4 * sqrt(rows), at least 39 training rows for each."""
+    return max(1, min(round(4 * math.sqrt(rows)), rows // 39))
+
+
+def default_nprobe(nlist: int) -> int:
+    """Lists visited: a sixteenth, at least 8."""
+    return min(nlist, max(8, math.ceil(nlist / 16)))
+
+
+def validate_index(spec: IndexSpec, dim: int, *, field: str = "spec.index.kind") -> None:
+    """Raise for an index that FAISS cannot make; builds an empty one.
+
+    Raises:
+        SpecError: With FAISS's reason.
+    """
+    if spec.kind.lower() in ("auto", FLAT, "hnsw", "ivf"):
+        return
+    if "IDMap" in spec.kind:
+        raise SpecError(field, f"{spec.kind!r} maps ids, which the shard does itself; leave IDMap out")
+    try:
+        index = faiss.index_factory(dim, spec.kind, faiss.METRIC_INNER_PRODUCT)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).rsplit(": ", 1)[-1]
+        raise SpecError(
+            field,
+            f"{spec.kind!r} is none of auto, flat, hnsw, ivf, nor a FAISS factory string for dimension {dim}: {reason}",
+        ) from error
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise SpecError(field, f"{spec.kind!r} does not search by inner product")
+
+
+def build(
+    rows: int,
+    dim: int,
+    wanted: Recipe,
+    spec: IndexSpec,
+    *,
+    gather: Callable[[I64], F32],
+    base: SealedIndex | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> SealedIndex:
+    """Build an index over positions 0 to rows - 1.
+
+    Args:
+        rows: How many.
+        dim: Numbers a vector.
+        wanted: What to build; not flat.
+        spec: Where the parameters of a search come from.
+        gather: (m, dim) vectors of positions, asked for in pieces, so that no second copy of all of them is made.
+        base: An index of the same recipe over the first positions: copied and added to.
+        stop: Looked at between pieces.
+
+    Raises:
+        BuildStopped: If `stop()` was true.
+        RuntimeError: FAISS's reason, for example too few rows to train on.
+    """
+    if base is not None:
+        index, trained_rows = faiss.clone_index(base.faiss_index), base.trained_rows
+    else:
+        index, trained_rows = faiss.index_factory(dim, wanted.factory, faiss.METRIC_INNER_PRODUCT), rows
+        core = _core(index)
+        if isinstance(core, faiss.IndexHNSW) and wanted.ef_construction:
+            core.hnsw.efConstruction = wanted.ef_construction
+        if not index.is_trained:
+            index.train(np.ascontiguousarray(gather(_training_positions(rows, core))))
+    for start in range(int(index.ntotal), rows, _ADD_ROWS):
+        if stop():
+            raise BuildStopped
+        index.add(np.ascontiguousarray(gather(np.arange(start, min(start + _ADD_ROWS, rows)))))
+    return adopt(index, wanted, spec, trained_rows=trained_rows)
+
+
+def extendable(index: SealedIndex | None, wanted: Recipe, *, rows: int, dead: int) -> bool:
+    """Whether adding to an index beats building one: same recipe, few tombstones, training not outgrown."""
+    return (
+        index is not None
+        and index.recipe == wanted
+        and dead <= index.rows // 8
+        and rows <= _RETRAIN_GROWTH * index.trained_rows * (1 if _needs_training(index) else math.inf)
+    )
+
+
+def adopt(index: Any, wanted: Recipe, spec: IndexSpec, *, trained_rows: int) -> SealedIndex:
+    """Wrap a FAISS index that is complete."""
+    return SealedIndex(
+        recipe=wanted,
+        faiss_index=index,
+        vectors=_storage(index),
+        trained_rows=trained_rows,
+        nprobe=spec.nprobe or 0,
+        ef=spec.ef or 0,
+    )
+
+
+def retuned(index: SealedIndex, spec: IndexSpec) -> SealedIndex:
+    """The same index with the search parameters of another spec."""
+    return replace(index, nprobe=spec.nprobe or 0, ef=spec.ef or 0)
+
+
+def write(index: SealedIndex, write_bytes: Callable[[bytes], object]) -> None:
+    """Serialise in pieces of a mebibyte. FAISS adds no checksum."""
+    writer = faiss.PyCallbackIOWriter(write_bytes, _IO_BYTES)
+    faiss.write_index(index.faiss_index, faiss.BufferedIOWriter(writer, _IO_BYTES))
+
+
+def read(file: BinaryIO) -> Any:
+    """Deserialise from the file's position; only bytes whose checksum holds may come here."""
+    reader = faiss.PyCallbackIOReader(file.read, _IO_BYTES)
+    return faiss.read_index(faiss.BufferedIOReader(reader, _IO_BYTES))
+
+
+def lower_thread_priority() -> None:
+    """Make the calling thread, and the OpenMP team it will start, give way to searches."""
+    faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def _core(index: Any) -> Any:
+    """The index below transforms and refinements."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _core(index.index)
+    if isinstance(index, faiss.IndexRefine):
+        return _core(index.base_index)
+    return index
+
+
+def _parameters(index: Any, *, ef: int, nprobe: int) -> Any:
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _parameters(index.index, ef=ef, nprobe=nprobe)
+        return faiss.SearchParametersPreTransform(index_params=inner) if inner is not None else None
+    if isinstance(index, faiss.IndexRefine):
+        inner = _parameters(index.base_index, ef=ef, nprobe=nprobe)
+        return faiss.IndexRefineSearchParameters(base_index_params=inner) if inner is not None else None
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=max(ef, 1))
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=max(nprobe, 1))
+    return None
+
+
+def _storage(index: Any) -> F32 | None:
+    """View of the raw vectors where the index holds them row after row; valid as long as the index lives."""
+    index = faiss.downcast_index(index)
+    flat = faiss.downcast_index(index.storage) if isinstance(index, faiss.IndexHNSWFlat) else index
+    if not isinstance(flat, faiss.IndexFlat):
+        return None
+    rows, dim = int(flat.ntotal), int(flat.d)
+    view: F32 = faiss.rev_swig_ptr(flat.get_xb(), rows * dim).reshape(rows, dim)
+    view.flags.writeable = False
+    return view
+
+
+def _needs_training(index: SealedIndex) -> bool:
+    core = _core(index.faiss_index)
+    return not isinstance(core, faiss.IndexHNSWFlat | faiss.IndexFlat)
+
+
+def _training_positions(rows: int, core: Any) -> I64:
+    """A sample large enough for the lists; always the same one, so that a build can be repeated."""
+    nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
+    wanted = max(_TRAIN_ROWS_MIN, _TRAIN_ROWS_PER_LIST * nlist)
+    if rows <= wanted:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(0).choice(rows, wanted, replace=False))

@@ -1,0 +1,113 @@
+"""One shard's share of a gallery's store, read by version."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from likewise.shards import layout
+from likewise.shards.failures import is_missing, told_apart
+from likewise.shards.gallery_store import GalleryStore
+from likewise.shards.protocols import Changes, HistoryGone, ShardError
+
+BATCH_BYTES: Final = 16 << 20
+"""Rows are read in batches of about this size."""
+
+
+class Partition:
+    """A `PartitionSource`: the rows with `shard_hash % shards == shard`. Blocking; safe in several threads."""
+
+    def __init__(self, gallery: GalleryStore, shard: int, shards: int) -> None:
+        """A view of `gallery`; nothing is read yet.
+
+        Raises:
+            ValueError: If there is no such shard.
+        """
+        if not 0 <= shard < shards:
+            raise ValueError(f"shard must be in [0, {shards}), got {shard}")
+        self._gallery = gallery
+        self._shard = shard
+        self._shards = shards
+
+    def version(self) -> int:
+        """The newest committed store version."""
+        return self._gallery.newest_version()
+
+    def load(self, version: int) -> Iterator[pa.RecordBatch]:
+        """All rows of the partition at a version, in the store's schema, in batches of about 16 MiB.
+
+        Raises:
+            HistoryGone: If the version has been cleaned up, before or while it is read.
+            StoreFailure: If it cannot be read.
+        """
+        yield from self._read(version, "")
+
+    def changes(self, since: int, until: int) -> Changes:
+        """What happened after `since`, up to and with `until`: each changed id once, as it is at `until`.
+
+        Raises:
+            HistoryGone: If either version has been cleaned up.
+            StoreFailure: If one cannot be read.
+            ValueError: If `until` is before `since`.
+        """
+        if until < since:
+            raise ValueError(f"changes up to version {until} cannot be after version {since}")
+        schema = layout.store_schema(self._gallery.spec)
+        if since == until:
+            return Changes(until, layout.empty_batch(self._gallery.spec), ())
+        self._gallery.checkout(since)
+        written = f"_row_last_updated_at_version > {since} AND _row_last_updated_at_version <= {until}"
+        batches = list(self._read(until, written))
+        upserts = pa.Table.from_batches(batches, schema=schema).combine_chunks().to_batches()
+        rows = upserts[0] if upserts else layout.empty_batch(self._gallery.spec)
+        back = set(rows.column("id").to_pylist())
+        return Changes(until, rows, [item_id for item_id in self._retired(since, until) if item_id not in back])
+
+    def _read(self, version: int, condition: str) -> Iterator[pa.RecordBatch]:
+        dataset = self._gallery.checkout(version)
+        spec = self._gallery.spec
+        schema = layout.store_schema(spec)
+        have = set(dataset.schema.names)
+        scanner = dataset.scanner(
+            columns=[name for name in schema.names if name in have],
+            filter=" AND ".join(part for part in (self._predicate(), condition) if part) or None,
+            batch_size=max(64, min(65_536, BATCH_BYTES // layout.row_bytes(spec))),
+        )
+        with told_apart("reading the store"), _gone_is_history(version):
+            for batch in scanner.to_batches():
+                if batch.num_rows:
+                    yield layout.conform(batch, schema)
+
+    def _retired(self, since: int, until: int) -> list[str]:
+        """Ids at `since` of the partition's rows that are no longer there at `until`: deleted or replaced."""
+        with told_apart("reading the store"), _gone_is_history(since):
+            delta = self._gallery.checkout(until).delta(begin_version=since, end_version=until)
+            retired = delta.get_deleted_row_ids().read_all()["_rowid"].to_numpy()
+            if not len(retired):
+                return []
+            scanner = self._gallery.checkout(since).scanner(
+                columns=["id"], filter=self._predicate() or None, with_row_id=True
+            )
+            ids: list[str] = []
+            for batch in scanner.to_batches():
+                mask = np.isin(batch.column("_rowid").to_numpy(), retired)
+                ids.extend(batch.column("id").filter(pa.array(mask)).to_pylist())
+            return ids
+
+    def _predicate(self) -> str:
+        return "" if self._shards == 1 else f"shard_hash % {self._shards} = {self._shard}"
+
+
+@contextmanager
+def _gone_is_history(version: int) -> Iterator[None]:
+    """Files that vanish while they are read belonged to a version that was cleaned up."""
+    try:
+        yield
+    except ShardError:
+        raise
+    except Exception as error:
+        if is_missing(error):
+            raise HistoryGone(f"store version {version} was cleaned up while it was read") from error
+        raise

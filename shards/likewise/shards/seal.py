@@ -1,0 +1,271 @@
+"""Sealing: rows of a snapshot into a new sealed block, and into partitions loaded or renumbered around it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from likewise.shards import attributes, index
+from likewise.shards.cache import CachedIndex
+from likewise.shards.index import BuildStopped, SealedIndex
+from likewise.shards.protocols import F32, I64
+from likewise.shards.rows import LiveRows, Snapshot, SpaceRows, numbers, vector_column
+from likewise.shards.spec import GallerySpec
+
+FRESH_ROWS: Final = 1_024
+"""Fresh rows, or dead sealed ones, that are never worth a new seal."""
+
+FRESH_SHARE: Final = 0.1
+DEAD_SHARE: Final = 0.125
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSpace:
+    """One space of a new block: (rows, dim) vectors, and the index over them if there is one."""
+
+    vectors: F32
+    index: SealedIndex | None
+
+
+@dataclass(frozen=True, slots=True)
+class SealedBlock:
+    """A new sealed block, built from a snapshot.
+
+    Attributes:
+        source: The snapshot.
+        slots: (rows,) slot in it of each position.
+        spaces: By name.
+    """
+
+    source: Snapshot
+    slots: I64
+    spaces: Mapping[str, SealedSpace]
+
+
+def due(snapshot: Snapshot, spec: GallerySpec) -> bool:
+    """Whether a new seal would pay."""
+    if snapshot.fresh > max(FRESH_ROWS, FRESH_SHARE * snapshot.sealed):
+        return True
+    if snapshot.sealed - snapshot.sealed_live > max(FRESH_ROWS, DEAD_SHARE * snapshot.sealed):
+        return True
+    return not all(index.serves(space.index, spec.index, snapshot.live) for space in snapshot.spaces.values())
+
+
+def seal(snapshot: Snapshot, spec: GallerySpec, *, stop: Callable[[], bool] = lambda: False) -> SealedBlock:
+    """Build a sealed block of a snapshot's live rows; long, and for a thread of its own.
+
+    Raises:
+        BuildStopped: If `stop()` was true.
+        RuntimeError: FAISS's reason.
+    """
+    wanted = index.recipe(spec.index, snapshot.live)
+    dead = snapshot.sealed - snapshot.sealed_live
+    extend = all(
+        index.extendable(space.index, wanted, rows=snapshot.live, dead=dead) for space in snapshot.spaces.values()
+    )
+    if extend:  # positions must stay, and the dead with them
+        fresh = np.flatnonzero(snapshot.alive[snapshot.sealed :]) + snapshot.sealed
+        slots = np.concatenate((np.arange(snapshot.sealed), fresh))
+    else:
+        slots = np.flatnonzero(snapshot.alive)
+    spaces = {}
+    for described in spec.spaces:
+        space = snapshot.spaces[described.name]
+        if stop():
+            raise BuildStopped
+        built = None
+        if wanted.factory != index.FLAT:
+
+            def gather(positions: I64, space: SpaceRows = space) -> F32:
+                return space.vectors(slots[positions])
+
+            built = index.build(
+                len(slots),
+                described.dim,
+                wanted,
+                spec.index,
+                gather=gather,
+                base=space.index if extend else None,
+                stop=stop,
+            )
+        own = built.vectors if built is not None else None
+        spaces[described.name] = SealedSpace(space.vectors(slots) if own is None else own, built)
+    return SealedBlock(snapshot, slots, spaces)
+
+
+def renumber(partition: LiveRows, block: SealedBlock, spec: GallerySpec) -> LiveRows:
+    """The partition's newest rows around a new block, whatever was written while it was built.
+
+    `partition` must be of the generation that the block was built from, and must not change meanwhile.
+    """
+    now, since = partition.snapshot, block.source
+    order = np.concatenate((block.slots, np.arange(since.size, now.size)))
+    ids = [now.ids[slot] for slot in order.tolist()]
+    alive = now.alive[order]
+    snapshot = Snapshot(
+        version=now.version,
+        generation=now.generation + 1,
+        mutation=now.mutation + 1,
+        size=len(order),
+        sealed=len(block.slots),
+        ids=ids,
+        content=now.content[order],
+        stamps=now.stamps[order],
+        table=now.table.take(pa.array(order)).combine_chunks(),
+        alive=alive,
+        live=now.live,
+        sealed_live=int(np.count_nonzero(alive[: len(block.slots)])),
+        spaces={
+            name: SpaceRows(
+                sealed=space.vectors,
+                fresh=now.spaces[name].fresh[since.fresh :].copy(),
+                norms=now.spaces[name].norms[order],
+                index=space.index,
+            )
+            for name, space in block.spaces.items()
+        },
+    )
+    return LiveRows(spec, snapshot, {ids[slot]: slot for slot in np.flatnonzero(alive).tolist()})
+
+
+def load(
+    spec: GallerySpec,
+    batches: Iterable[pa.RecordBatch],
+    cached: Mapping[str, CachedIndex],
+    *,
+    version: int,
+    after: Snapshot | None = None,
+) -> LiveRows:
+    """A partition from the store's rows and whatever sealed indexes were kept.
+
+    Positions of a kept index whose row version is gone are dead; rows it does not have are fresh. Without one, all rows
+    are sealed and only compared exactly.
+
+    Args:
+        spec: The gallery.
+        batches: All rows, in the store's schema.
+        cached: Kept indexes by space.
+        version: Store version of the rows.
+        after: The snapshot that this one replaces, if any.
+    """
+    reference = next((kept.stamps for kept in cached.values()), None)
+    kept = {
+        name: k.index for name, k in cached.items() if reference is not None and np.array_equal(k.stamps, reference)
+    }
+    rows = _Arrivals(spec, reference, kept)
+    for batch in batches:
+        rows.add(batch)
+    return rows.partition(version, after)
+
+
+class _Arrivals:
+    """Rows in the order they arrive, on the way to their slots."""
+
+    def __init__(self, spec: GallerySpec, reference: I64 | None, kept: Mapping[str, SealedIndex]) -> None:
+        self._spec = spec
+        self._schema = attributes.table_schema(spec.attributes)
+        self._kept = kept
+        self._positions = 0 if reference is None else len(reference)
+        self._by_stamp = np.argsort(reference) if reference is not None else None
+        self._sorted = reference[self._by_stamp] if reference is not None else None
+        self._ids: list[str] = []
+        self._tables: list[pa.Table] = []
+        self._columns: dict[str, list[npt.NDArray[Any]]] = {}
+        # Where each row's vector goes: in the sealed block when it is given one to fill, else behind it.
+        self._vectors: dict[str, list[F32]] = {space.name: [] for space in spec.spaces}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows == 0:
+            return
+        stamps = numbers(batch, "stamp", np.int64)
+        found = self._find(stamps)
+        self._ids.extend(batch.column("id").to_pylist())
+        self._tables.append(attributes.align(batch, self._schema))
+        self._keep("position", found)
+        self._keep("stamp", stamps)
+        self._keep("content", numbers(batch, "content", np.int64))
+        for space in self._spec.spaces:
+            self._keep(f"norm_{space.name}", numbers(batch, f"norm_{space.name}", np.float32))
+            vectors = vector_column(batch, space.name, space.dim)
+            self._vectors[space.name].append(vectors[found < 0] if self._holds(space.name) else vectors)
+
+    def partition(self, version: int, after: Snapshot | None) -> LiveRows:
+        found = self._column("position", np.int64)
+        new = found < 0
+        slots = np.where(new, np.cumsum(new) - 1 + self._positions, found)
+        size = self._positions + int(np.count_nonzero(new))
+        sealed = self._positions if self._positions else size
+        slot_of = dict(zip(self._ids, slots.tolist(), strict=True))
+        alive = np.zeros(size, dtype=bool)
+        alive[list(slot_of.values())] = True
+        ids = [""] * size
+        for slot, item_id in zip(slots.tolist(), self._ids, strict=True):
+            ids[slot] = item_id
+        arrival = np.full(size, -1, dtype=np.int64)
+        arrival[slots] = np.arange(len(slots))
+        table = pa.concat_tables(self._tables) if self._tables else self._schema.empty_table()
+        snapshot = Snapshot(
+            version=version,
+            generation=after.generation + 1 if after else 0,
+            mutation=after.mutation + 1 if after else 0,
+            size=size,
+            sealed=sealed,
+            ids=ids,
+            content=_scatter(self._column("content", np.int64), slots, size),
+            stamps=_scatter(self._column("stamp", np.int64), slots, size),
+            table=table.take(pa.array(arrival, mask=arrival < 0)).combine_chunks(),
+            alive=alive,
+            live=int(np.count_nonzero(alive)),
+            sealed_live=int(np.count_nonzero(alive[:sealed])),
+            spaces={space.name: self._space(space.name, space.dim, slots, size, sealed) for space in self._spec.spaces},
+        )
+        return LiveRows(self._spec, snapshot, slot_of)
+
+    def _find(self, stamps: I64) -> I64:
+        """Position of each row version in the kept indexes, -1 for none."""
+        if self._sorted is None or self._by_stamp is None or len(self._sorted) == 0:
+            return np.full(len(stamps), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self._sorted, stamps), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == stamps, self._by_stamp[at], -1)
+
+    def _holds(self, space: str) -> bool:
+        """Whether a kept index brings the sealed vectors itself."""
+        return space in self._kept and self._kept[space].vectors is not None
+
+    def _keep(self, name: str, values: npt.NDArray[Any]) -> None:
+        self._columns.setdefault(name, []).append(values)
+
+    def _column(self, name: str, dtype: type[Any]) -> npt.NDArray[Any]:
+        pieces = self._columns.get(name)
+        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=dtype)
+
+    def _space(self, name: str, dim: int, slots: I64, size: int, sealed: int) -> SpaceRows:
+        kept = self._kept.get(name)
+        norms = _scatter(self._column(f"norm_{name}", np.float32), slots, size)
+        if kept is not None and kept.vectors is not None:
+            fresh = _drain(self._vectors[name], np.arange(size - sealed), size - sealed, dim)
+            return SpaceRows(sealed=kept.vectors, fresh=fresh, norms=norms, index=kept)
+        everything = _drain(self._vectors[name], slots, size, dim)
+        fresh = everything[sealed:].copy()
+        return SpaceRows(sealed=everything[:sealed], fresh=fresh, norms=norms, index=kept)
+
+
+def _scatter(values: npt.NDArray[Any], slots: I64, size: int) -> npt.NDArray[Any]:
+    result = np.zeros(size, dtype=values.dtype)
+    result[slots] = values
+    return result
+
+
+def _drain(pieces: list[F32], slots: I64, size: int, dim: int) -> F32:
+    """(size, dim) rows at their slots; the pieces are let go one by one, so that two copies never exist."""
+    result = np.zeros((size, dim), dtype=np.float32)
+    pieces.reverse()
+    start = 0
+    while pieces:
+        piece = pieces.pop()
+        result[slots[start : start + len(piece)]] = piece
+        start += len(piece)
+    return result

@@ -1,0 +1,277 @@
+"""One partition of a gallery, served from memory.
+
+Every call works on the newest snapshot it finds and never waits for a write or a build. A shard can be thrown away at
+any time: the store has the rows, and the cache folder saves building the index again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+import numpy as np
+
+from likewise.shards import index, planner, reads
+from likewise.shards.attributes import check_names
+from likewise.shards.batcher import MAX_BATCH, MAX_QUEUED, Batcher
+from likewise.shards.follower import Follower
+from likewise.shards.masks import MAX_BYTES, FilterCache
+from likewise.shards.protocols import (
+    F32,
+    Delta,
+    PartitionSource,
+    Rows,
+    SearchOptions,
+    ShardHits,
+    UnknownAttribute,
+)
+from likewise.shards.search import BatchKey, Found, Request, answer, batch_key
+from likewise.shards.spec import GallerySpec
+from likewise.v1 import gallery_service_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+INLINE_ROWS: Final = 64
+"""Rows fetched without going to a thread: copying them is cheaper than the hop."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLimits:
+    """Bounds of one shard.
+
+    Attributes:
+        max_batch: Most queries of one batch.
+        max_queued: Most queries waiting.
+        filter_cache_bytes: Bitmaps kept.
+        exact_rows: Filtered rows up to which comparing all is preferred to the index.
+        poll_s: Look for commits at the store this often besides what is pushed; None for never.
+    """
+
+    max_batch: int = MAX_BATCH
+    max_queued: int = MAX_QUEUED
+    filter_cache_bytes: int = MAX_BYTES
+    exact_rows: int = planner.EXACT_ROWS
+    poll_s: float | None = None
+
+
+def build_executor(workers: int = 1) -> ThreadPoolExecutor:
+    """Threads for index builds that give way to searches; one pool may serve all shards of a process."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="likewise-build", initializer=index.lower_thread_priority)
+
+
+class Shard:
+    """In-memory shard; implements `ShardSearch` and `DeltaSink`. Use it from one event loop.
+
+    Args:
+        spec: The gallery.
+        number: Which of its partitions.
+        source: Where the rows are.
+        executor: For searches and store reads; its own two threads when None. Not shut down when given.
+        builder: For index builds, see `build_executor`; its own thread when None. Not shut down when given.
+        cache: Folder of sealed indexes; None to keep none.
+        limits: Bounds.
+    """
+
+    def __init__(
+        self,
+        spec: GallerySpec,
+        number: int,
+        source: PartitionSource,
+        *,
+        executor: Executor | None = None,
+        builder: Executor | None = None,
+        cache: Path | None = None,
+        limits: ShardLimits = ShardLimits(),
+    ) -> None:
+        self._number = number
+        self._owned: list[Executor] = []
+        self._executor = executor or self._keep_open(
+            ThreadPoolExecutor(2, thread_name_prefix=f"likewise-shard-{number}")
+        )
+        self._follower = Follower(
+            spec,
+            number,
+            source,
+            executor=self._executor,
+            builder=builder or self._keep_open(build_executor()),
+            cache=cache,
+            poll_s=limits.poll_s,
+        )
+        self._limits = limits
+        self._masks = FilterCache(spec.attributes, max_bytes=limits.filter_cache_bytes)
+        self._batcher: Batcher[BatchKey, Request, Found] = Batcher(
+            self._answer, self._executor, max_batch=limits.max_batch, max_queued=limits.max_queued
+        )
+        self._orders = reads.IdOrder()
+
+    # Life
+
+    async def start(self) -> None:
+        """Load the newest version; searches are served from the end of this on.
+
+        Raises:
+            Exception: Whatever the source raised; the shard then reports FAILED and `start` may be called again.
+        """
+        await self._follower.start()
+
+    async def close(self) -> None:
+        """Refuse new calls, stop the build, and wait for what runs."""
+        await self._batcher.close()
+        await self._follower.close()
+        for executor in self._owned:
+            executor.shutdown(wait=False)
+
+    async def update(self, spec: GallerySpec) -> None:
+        """Take a changed index or new attributes; a new index is built in the background.
+
+        Raises:
+            ValueError: If anything changed that makes it another partition.
+        """
+        await self._follower.update(spec)
+        # After the rows: bitmaps of a new attribute need its column (see _answer).
+        self._masks = FilterCache(spec.attributes, max_bytes=self._limits.filter_cache_bytes)
+
+    async def settled(self) -> None:
+        """Wait until no build is running or due."""
+        await self._follower.settled()
+
+    @property
+    def version(self) -> int:
+        """Store version served, 0 before the first load."""
+        return self._follower.version
+
+    # DeltaSink
+
+    async def apply(self, delta: Delta) -> None:
+        """Take a committed change; one that was taken before is passed over, a gap is filled from the store."""
+        await self._follower.apply(delta)
+
+    # ShardSearch
+
+    async def search(self, queries: F32, options: SearchOptions) -> ShardHits:
+        """See `ShardSearch.search`."""
+        self._check(options.space, options.attributes)
+        dim = self._follower.spec.space(options.space).dim
+        if queries.ndim != 2 or queries.shape[1] != dim or len(queries) == 0:
+            raise ValueError(f"queries must have the shape (n, {dim}) with n > 0, got {queries.shape}")
+        if options.k < 1:
+            raise ValueError(f"k must be at least 1, got {options.k}")
+        await self._follower.reach(options.min_version)
+        if not options.space:
+            options = replace(options, space=self._follower.spec.spaces[0].name)
+        request = Request(np.ascontiguousarray(queries, dtype=np.float32), options)
+        timed = await self._batcher.submit(batch_key(options), request, queries=len(queries))
+        found = timed.result
+        return ShardHits(
+            ids=found.ids,
+            scores=found.scores,
+            offsets=found.offsets,
+            attributes=found.attributes,
+            vectors=found.vectors,
+            plan=found.plan,
+            version=found.version,
+            queue_us=timed.queue_us,
+            search_us=timed.search_us,
+            excluded=found.excluded,
+        )
+
+    async def fetch(
+        self,
+        ids: Sequence[str],
+        *,
+        space: str,
+        attributes: Sequence[str] = (),
+        vectors: bool = False,
+        min_version: int = 0,
+    ) -> Rows:
+        """See `ShardSearch.fetch`."""
+        self._check(space, attributes)
+        partition = await self._follower.reach(min_version)
+        slots, snapshot, name = np.array(partition.slots_of(ids), dtype=np.int64), partition.snapshot, self._name(space)
+        if len(slots) <= INLINE_ROWS:
+            return reads.rows(snapshot, slots, space=name, names=attributes, vectors=vectors)
+        return await self._run(reads.rows, snapshot, slots, space=name, names=attributes, vectors=vectors)
+
+    async def page(
+        self,
+        *,
+        after: str,
+        limit: int,
+        filter: bytes,
+        space: str,
+        attributes: Sequence[str] = (),
+        vectors: bool = False,
+        min_version: int = 0,
+    ) -> Rows:
+        """See `ShardSearch.page`."""
+        self._check(space, attributes)
+        partition = await self._follower.reach(min_version)
+        snapshot, masks, name = partition.snapshot, self._masks, self._name(space)
+
+        def work() -> Rows:
+            allowed = masks.allowed(snapshot, filter)
+            slots = reads.page(snapshot, self._orders.slots(snapshot), allowed.mask, after=after, limit=limit)
+            return reads.rows(snapshot, slots, space=name, names=attributes, vectors=vectors)
+
+        return await self._run(work)
+
+    async def count(self, filter: bytes, *, min_version: int = 0) -> tuple[int, int]:
+        """See `ShardSearch.count`."""
+        snapshot = (await self._follower.reach(min_version)).snapshot
+        if not filter:
+            return snapshot.live, snapshot.version
+        allowed = await self._run(self._masks.allowed, snapshot, filter)
+        return allowed.count, snapshot.version
+
+    async def stats(self) -> pb.ShardStats:
+        """See `ShardSearch.stats`; answers while loading too."""
+        follower = self._follower
+        state = pb.INDEX_STATE_FAILED if follower.message else pb.INDEX_STATE_READY
+        if follower.partition is None:
+            state = pb.INDEX_STATE_FAILED if follower.message else pb.INDEX_STATE_LOADING
+            return pb.ShardStats(shard=self._number, state=state, message=follower.message)
+        stats = reads.stats(follower.partition.snapshot, follower.spec, shard=self._number)
+        stats.state = pb.INDEX_STATE_BUILDING if follower.building else state
+        stats.message = follower.message
+        return stats
+
+    # Parts
+
+    def _answer(self, key: BatchKey, requests: Sequence[Request], stop: Callable[[], bool]) -> Sequence[Found]:
+        masks, partition = self._masks, self._follower.partition  # in this order, see update
+        if partition is None:
+            raise AssertionError("a search before the load. This is a bug.")
+        return answer(
+            partition.snapshot,
+            key,
+            requests,
+            shard=self._number,
+            masks=masks,
+            exact_rows=self._limits.exact_rows,
+            stop=stop,
+        )
+
+    def _check(self, space: str, names: Sequence[str]) -> None:
+        try:
+            self._follower.spec.space(space)
+        except KeyError:
+            known = [known.name for known in self._follower.spec.spaces]
+            raise UnknownAttribute("space", f"{space!r} is no space of the gallery, which has {known}") from None
+        if names:
+            check_names(names, self._follower.spec.attributes, field="mask.attributes")
+
+    def _name(self, space: str) -> str:
+        return self._follower.spec.space(space).name
+
+    def _keep_open(self, executor: ThreadPoolExecutor) -> ThreadPoolExecutor:
+        self._owned.append(executor)
+        return executor
+
+    async def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(*args, **kwargs))

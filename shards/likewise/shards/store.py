@@ -1,0 +1,166 @@
+"""The durable truth: a folder, or any URI that Lance takes, with one dataset a gallery.
+
+`<uri>/likewise.json` holds `{"format": 1}`; `<uri>/<gallery>.lance` is a plain Lance dataset that has the gallery's
+description in its schema metadata under "likewise".
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import lance
+from lance.file import LanceFileSession
+
+from likewise.shards import layout
+from likewise.shards.failures import told_apart
+from likewise.shards.gallery_store import SPEC_KEY, GalleryStore
+from likewise.shards.protocols import ShardError
+from likewise.shards.spec import FORMAT, GALLERY_NAME, GallerySpec, to_json, validate
+
+FORMAT_FILE: Final = "likewise.json"
+_SUFFIX: Final = ".lance"
+_TRASH: Final = ".deleted-"
+
+
+class NewerFormat(ShardError):
+    """The store was written by a newer release."""
+
+
+class GalleryNotFound(ShardError):
+    """The store has no gallery of that name."""
+
+
+class GalleryExists(ShardError):
+    """The store already has a gallery of that name."""
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder that a store's URI means, absolute; None if it is not on this machine's file system."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return None if "://" in uri else Path(uri).absolute()
+
+
+class Store:
+    """All galleries at one place. Blocking: call it from an executor; safe in several threads.
+
+    It takes no lock: whoever writes to a local store holds a `lock.StoreLock` on `folder`.
+
+    Attributes:
+        uri: Where.
+        folder: The same as a local path, None for an object store.
+    """
+
+    def __init__(self, uri: str, *, storage_options: dict[str, str] | None = None, sync: bool = True) -> None:
+        """Open a store, making it if there is none.
+
+        Args:
+            uri: A folder, or any URI that Lance takes ("s3://bucket/prefix").
+            storage_options: Lance's options for an object store.
+            sync: Flush every commit to a local device, so that it survives power loss too (about 2 ms a commit);
+                without, it survives the end of any process, kill -9 included.
+
+        Raises:
+            NewerFormat: If a newer release wrote it.
+            StoreFailure: If the place cannot be read or written.
+        """
+        self.folder = local_folder(uri)
+        self.uri = str(self.folder) if self.folder is not None else uri.rstrip("/")
+        self._options = storage_options
+        self._sync = sync
+        with told_apart("opening the store"):
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for trash in self.folder.glob(f"{_TRASH}*"):
+                    shutil.rmtree(trash, ignore_errors=True)
+            self._files = LanceFileSession(self.uri, storage_options=storage_options)
+            self._check_format()
+
+    def galleries(self) -> list[str]:
+        """Names of the galleries, sorted."""
+        with told_apart("listing the galleries"):
+            entries = self._files.list_with_delimiter().common_prefixes
+        names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+        return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+
+    def create(self, spec: GallerySpec) -> GalleryStore:
+        """Make an empty gallery.
+
+        Raises:
+            GalleryExists: If the name is taken.
+            SpecError: If the description is not valid.
+            StoreFailure: If the place cannot be written.
+        """
+        validate(spec)
+        if spec.name in self.galleries():
+            raise GalleryExists(f"the gallery {spec.name!r} exists already")
+        schema = layout.store_schema(spec).with_metadata({SPEC_KEY: to_json(spec)})
+        with told_apart("creating the gallery"):
+            lance.write_dataset(
+                schema.empty_table(),
+                self._uri_of(spec.name),
+                schema=schema,
+                storage_options=self._options,
+                enable_stable_row_ids=True,
+            )
+        return self.open(spec.name)
+
+    def open(self, name: str) -> GalleryStore:
+        """Open a gallery at its newest version.
+
+        Raises:
+            GalleryNotFound: If there is none of that name.
+            SpecError: If a newer release wrote it.
+            StoreFailure: If it cannot be read.
+        """
+        self._require(name)
+        folder = self._folder_of(name)
+        return GalleryStore(self._uri_of(name), folder=folder, storage_options=self._options, sync=self._sync)
+
+    def delete(self, name: str) -> None:
+        """Delete a gallery with everything in it. On a local folder it is gone at once or not at all.
+
+        Raises:
+            GalleryNotFound: If there is none of that name.
+            StoreFailure: If the place cannot be written.
+        """
+        self._require(name)
+        folder = self._folder_of(name)
+        with told_apart("deleting the gallery"):
+            if folder is None:
+                lance.LanceDataset.drop(self._uri_of(name), storage_options=self._options)
+            else:
+                trash = Path(tempfile.mkdtemp(prefix=_TRASH, dir=folder.parent))
+                folder.rename(trash / folder.name)
+                shutil.rmtree(trash, ignore_errors=True)
+
+    def _check_format(self) -> None:
+        if self._files.contains(FORMAT_FILE):
+            written = int(self._read(FORMAT_FILE)["format"])
+            if written > FORMAT:
+                raise NewerFormat(f"the store has format {written}, this release reads up to {FORMAT}: upgrade")
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / FORMAT_FILE
+            path.write_text(json.dumps({"format": FORMAT}) + "\n")
+            self._files.upload_file(str(path), FORMAT_FILE)
+
+    def _read(self, name: str) -> Any:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / name
+            self._files.download_file(name, str(path))
+            return json.loads(path.read_text())
+
+    def _require(self, name: str) -> None:
+        if not GALLERY_NAME.fullmatch(name) or name not in self.galleries():
+            raise GalleryNotFound(f"there is no gallery {name!r}")
+
+    def _uri_of(self, name: str) -> str:
+        return f"{self.uri}/{name}{_SUFFIX}"
+
+    def _folder_of(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}{_SUFFIX}"

@@ -1,0 +1,335 @@
+"""The one writer of a gallery: many callers, one commit at a time.
+
+Group commit without a timer: whatever waits when a commit ends forms the next one. An idle writer thus commits at once,
+and a busy one shares each commit's cost (some ms) among all who wait. All blocking work runs on one thread, so commits,
+deletes by filter, changes of the description and compaction never meet each other.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from likewise.shards.columns import check_input
+from likewise.shards.committer import Committer, Match, Write
+from likewise.shards.delivery import Delivery
+from likewise.shards.gallery_store import Commit, GalleryStore
+from likewise.shards.group import Delete, Upsert
+from likewise.shards.maintenance import MaintenancePolicy
+from likewise.shards.protocols import Delta, DeltaSink, Overloaded, StoreFailure, Unavailable, WriteResult
+from likewise.shards.spec import GallerySpec
+from likewise.v1 import common_pb2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterLimits:
+    """How much may wait and how much one commit takes.
+
+    Attributes:
+        queue_rows: Rows (or ids to delete) that may wait.
+        queue_bytes: Bytes of rows that may wait.
+        group_rows: A commit takes no further request once it has so many rows.
+        group_bytes: Likewise in bytes.
+        results: Results remembered by request id.
+        pause_s: Idle time after which maintenance begins.
+        drain_s: How long `GalleryWriter.close` waits for followers; they catch up from the store later.
+    """
+
+    queue_rows: int = 400_000
+    queue_bytes: int = 512 << 20
+    group_rows: int = 8_192
+    group_bytes: int = 32 << 20
+    results: int = 10_000
+    pause_s: float = 1.0
+    drain_s: float = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    write: Write
+    request_id: str
+    rows: int
+    size: int
+    started: bool = False
+    waiters: list[asyncio.Future[WriteResult]] = field(default_factory=list)
+
+
+class GalleryWriter:
+    """A `protocols.Writer` over a `GalleryStore` that nobody else commits to."""
+
+    def __init__(
+        self,
+        gallery: GalleryStore,
+        match: Match,
+        *,
+        limits: WriterLimits | None = None,
+        policy: MaintenancePolicy | None = None,
+    ) -> None:
+        """A writer that is not started yet; `match` evaluates the filter of a delete."""
+        self._committer = Committer(gallery, match, policy or MaintenancePolicy())
+        self._limits = limits or WriterLimits()
+        self._policy = policy or MaintenancePolicy()
+        self._queue: deque[_Request] = deque()
+        self._rows = 0
+        self._bytes = 0
+        self._pending: dict[str, _Request] = {}
+        self._results: OrderedDict[str, WriteResult] = OrderedDict()
+        self._wake = asyncio.Event()
+        self._delivery = Delivery()
+        self._commit_thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._clean_thread = ThreadPoolExecutor(1, thread_name_prefix="clean-up")
+        self._task: asyncio.Task[None] | None = None
+        self._cleaning: asyncio.Future[None] | None = None
+        self._closing = False
+        self._version = gallery.version
+        self._maintained_at = -1
+        self._cleaned_version = gallery.version
+        self._cleaned_s = time.monotonic()
+        self._busy_commits = 0
+        self._rows_per_s = 10_000.0
+
+    @property
+    def spec(self) -> GallerySpec:
+        """The gallery's description."""
+        return self._committer.spec
+
+    async def start(self) -> None:
+        """Read which ids exist and begin to commit.
+
+        Raises:
+            StoreFailure: If the store cannot be read.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._commit_thread, self._committer.prepare)
+        self._version = self._cleaned_version = self._committer.version
+        self._task = asyncio.create_task(self._run(), name=f"writer-{self.spec.name}")
+
+    async def close(self) -> None:
+        """Refuse new writes, commit what waits, hand it to the followers, stop."""
+        self._closing = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._delivery.drained(), self._limits.drain_s)
+        if self._cleaning is not None:
+            await asyncio.gather(self._cleaning, return_exceptions=True)
+        await self._delivery.close()
+        self._commit_thread.shutdown()
+        self._clean_thread.shutdown()
+
+    def add_sink(self, sink: DeltaSink) -> None:
+        """Push every commit from now on to `sink`, in order, as a whole: see `layout.partition_delta`."""
+        self._delivery.add(sink)
+
+    async def remove_sink(self, sink: DeltaSink) -> None:
+        """Push nothing more to `sink`."""
+        await self._delivery.remove(sink)
+
+    async def version(self) -> int:
+        """The newest committed store version."""
+        return self._version
+
+    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+        """Commit rows; see `protocols.Writer.upsert`.
+
+        Raises:
+            ColumnError: If the rows are not in `layout.input_schema`, or a vector is not finite.
+        """
+        check_input(self.spec, rows)
+        return await self._submit(Upsert(rows), rows=rows.num_rows, size=rows.nbytes, request_id=request_id)
+
+    async def delete(
+        self, *, ids: Sequence[str] = (), filter: common_pb2.Filter | None = None, request_id: str = ""
+    ) -> WriteResult:
+        """Delete by id or by filter; see `protocols.Writer.delete`.
+
+        Returns:
+            How many items were there and are gone.
+
+        Raises:
+            ValueError: If both ids and a filter are given.
+            UnknownAttribute: If the filter does not fit the schema.
+        """
+        if filter is not None and ids:
+            raise ValueError(f"delete takes ids or a filter, got both ({len(ids)} ids)")
+        if filter is not None:
+            copy = common_pb2.Filter()
+            copy.CopyFrom(filter)
+            return await self._submit(copy, rows=1, size=copy.ByteSize(), request_id=request_id)
+        size = sum(map(len, ids))
+        return await self._submit(Delete(tuple(ids)), rows=len(ids), size=size, request_id=request_id)
+
+    async def update_spec(self, spec: GallerySpec) -> int:
+        """Store a changed description and return the version that has it; see `GalleryStore.update_spec`."""
+        if self._closing:
+            raise Unavailable(f"the writer of gallery {self.spec.name!r} is not taking changes")
+        work = asyncio.create_task(self._on_commit_thread(lambda: self._committer.update_spec(spec)))
+        # Once begun it is committed, and then the followers have to hear of it, whether or not the caller still waits.
+        return (await asyncio.shield(work)).version
+
+    async def maintain(self) -> None:
+        """Do all maintenance that is due now."""
+        while await self._maintenance_step():
+            pass
+        if self._cleaning is not None:
+            await asyncio.wait([self._cleaning])
+
+    async def _submit(self, write: Write, *, rows: int, size: int, request_id: str) -> WriteResult:
+        if request_id and (known := self._results.get(request_id)) is not None:
+            return known
+        request = self._pending.get(request_id) if request_id else None
+        if request is None:
+            if self._closing or self._task is None:
+                raise Unavailable(f"the writer of gallery {self.spec.name!r} is not taking writes")
+            if rows == 0:
+                return WriteResult(0, self._version)
+            self._admit(rows, size)
+            request = _Request(write, request_id, rows, size)
+            self._queue.append(request)
+            if request_id:
+                self._pending[request_id] = request
+            self._wake.set()
+        waiter: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
+        request.waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            request.waiters.remove(waiter)
+            if not request.waiters and not request.started:
+                self._queue.remove(request)
+                self._forget(request)
+            raise
+
+    def _admit(self, rows: int, size: int) -> None:
+        limits = self._limits
+        full = self._rows + rows > limits.queue_rows or self._bytes + size > limits.queue_bytes
+        # A request larger than the whole queue is let in when nothing waits; it could never be done otherwise.
+        if full and self._rows:
+            raise Overloaded(
+                f"the write queue is full: {self._rows} rows and {self._bytes} bytes wait, "
+                f"at most {limits.queue_rows} rows and {limits.queue_bytes} bytes may; got {rows} rows, {size} bytes",
+                retry_after_s=min(5.0, max(0.05, self._rows / self._rows_per_s)),
+            )
+        self._rows += rows
+        self._bytes += size
+
+    def _forget(self, request: _Request) -> None:
+        self._rows -= request.rows
+        self._bytes -= request.size
+        if request.request_id:
+            self._pending.pop(request.request_id, None)
+
+    async def _run(self) -> None:
+        while self._queue or not self._closing:
+            if self._queue:
+                await self._commit_group()
+                if self._busy_commits >= self._policy.busy_every:
+                    await self._maintenance_step()
+                continue
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._limits.pause_s)
+            except TimeoutError:
+                while not self._queue and not self._closing and await self._maintenance_step():
+                    pass
+
+    async def _commit_group(self) -> None:
+        requests = self._take()
+        began = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        writes = [request.write for request in requests]
+        commits: list[Commit] = []
+        results: list[WriteResult | Exception]
+        try:
+            commits, results = await loop.run_in_executor(self._commit_thread, self._committer.commit, writes)
+        except Exception:
+            # Whatever this was, those who wait have to hear of it and the next group has to go on.
+            _log.exception("a group of %d writes failed unexpectedly", len(requests))
+            results = [StoreFailure("the write failed unexpectedly") for _ in requests]
+        rate = sum(request.rows for request in requests) / max(1e-6, time.perf_counter() - began)
+        # Smoothed over about the last eight groups, only for telling the overloaded when to come back.
+        self._rows_per_s += (rate - self._rows_per_s) / 8
+        self._busy_commits += 1
+        for commit in commits:
+            self._publish(commit)
+        for request, result in zip(requests, results, strict=True):
+            self._answer(request, result)
+
+    def _take(self) -> list[_Request]:
+        """The requests of the next commit, in order; a delete by filter has to see all before it, so it goes alone."""
+        limits = self._limits
+        requests: list[_Request] = []
+        rows = size = 0
+        while self._queue:
+            head = self._queue[0]
+            alone = isinstance(head.write, common_pb2.Filter)
+            too_much = rows + head.rows > limits.group_rows or size + head.size > limits.group_bytes
+            if requests and (alone or too_much):
+                break
+            self._queue.popleft()
+            head.started = True
+            requests.append(head)
+            rows += head.rows
+            size += head.size
+            if alone:
+                break
+        return requests
+
+    def _answer(self, request: _Request, result: WriteResult | Exception) -> None:
+        self._forget(request)
+        if request.request_id and isinstance(result, WriteResult):
+            self._results[request.request_id] = result
+            if len(self._results) > self._limits.results:
+                self._results.popitem(last=False)
+        for waiter in request.waiters:
+            if waiter.done():
+                continue
+            if isinstance(result, WriteResult):
+                waiter.set_result(result)
+            else:
+                waiter.set_exception(result)
+
+    def _publish(self, commit: Commit) -> None:
+        self._version = max(self._version, commit.version)
+        if commit.version != commit.base_version:
+            self._delivery.publish(Delta(commit.base_version, commit.version, commit.upserts, commit.deleted_ids))
+
+    async def _on_commit_thread(self, work: Callable[[], Commit]) -> Commit:
+        commit = await asyncio.get_running_loop().run_in_executor(self._commit_thread, work)
+        self._publish(commit)
+        return commit
+
+    async def _maintenance_step(self) -> bool:
+        """One bounded step; False when nothing (more) is due."""
+        self._busy_commits = 0
+        self._clean_up_if_due()
+        if self._maintained_at == self._version:
+            return False
+        loop = asyncio.get_running_loop()
+        try:
+            commit = await loop.run_in_executor(self._commit_thread, self._committer.compact)
+        except StoreFailure:
+            commit = None
+        if commit is None:
+            self._maintained_at = self._version
+            return False
+        self._publish(commit)
+        return True
+
+    def _clean_up_if_due(self) -> None:
+        if self._cleaning is not None and not self._cleaning.done():
+            return
+        now = time.monotonic()
+        many = self._version - self._cleaned_version >= self._policy.clean_up_every
+        late = now - self._cleaned_s >= self._policy.keep_s and self._version > self._policy.keep_versions
+        if many or late:
+            self._cleaned_version, self._cleaned_s = self._version, now
+            self._cleaning = asyncio.get_running_loop().run_in_executor(self._clean_thread, self._committer.clean_up)

@@ -1,0 +1,162 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from likewise.shards.batcher import Batcher
+from likewise.shards.protocols import Overloaded, Unavailable
+
+
+class Gate:
+    """Runs batches in a thread, each only after it was let through, and remembers them."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, list[int]]] = []
+        self.abandoned: list[bool] = []
+        self.begun = threading.Semaphore(0)
+        self.let = threading.Semaphore(0)
+
+    def run(self, key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
+        self.batches.append((key, list(requests)))
+        self.begun.release()
+        self.let.acquire()
+        self.abandoned.append(abandoned())
+        if key == "bad":
+            raise KeyError(key)
+        return [10 * request for request in requests]
+
+    async def wait_begun(self) -> None:
+        await asyncio.to_thread(self.begun.acquire)
+
+
+@pytest.fixture
+async def gate() -> AsyncIterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.let.release(1_000)
+
+
+@pytest.fixture
+async def batcher(gate: Gate) -> AsyncIterator[Batcher[str, int, int]]:
+    executor = ThreadPoolExecutor(1)
+    batcher: Batcher[str, int, int] = Batcher(gate.run, executor, max_batch=4, max_queued=6)
+    yield batcher
+    gate.let.release(1_000)
+    await batcher.close()
+    executor.shutdown()
+
+
+def ask(batcher: Batcher[str, int, int], key: str, request: int, queries: int = 1) -> "asyncio.Task[int]":
+    async def result() -> int:
+        return (await batcher.submit(key, request, queries=queries)).result
+
+    return asyncio.create_task(result())
+
+
+async def test_what_comes_while_a_batch_runs_is_the_next_batch(batcher: Batcher[str, int, int], gate: Gate) -> None:
+    first = ask(batcher, "a", 1)
+    await gate.wait_begun()
+    others = [ask(batcher, "a", n) for n in (2, 3, 4)]
+    await asyncio.sleep(0)
+    gate.let.release(2)
+
+    assert await asyncio.gather(first, *others) == [10, 20, 30, 40]
+    assert gate.batches == [("a", [1]), ("a", [2, 3, 4])]
+
+
+async def test_only_equal_keys_share_a_batch_and_the_longest_wait_goes_first(
+    batcher: Batcher[str, int, int], gate: Gate
+) -> None:
+    gate.let.release(10)
+
+    results = await asyncio.gather(*(ask(batcher, key, n) for n, key in enumerate("abab")))
+
+    assert results == [0, 10, 20, 30]
+    assert gate.batches == [("a", [0, 2]), ("b", [1, 3])]
+
+
+async def test_a_batch_holds_no_more_queries_than_it_may(batcher: Batcher[str, int, int], gate: Gate) -> None:
+    gate.let.release(10)
+
+    await asyncio.gather(*(ask(batcher, "a", n, queries=2) for n in range(3)))
+    await ask(batcher, "a", 9, queries=100)
+
+    assert gate.batches == [("a", [0, 1]), ("a", [2]), ("a", [9])]
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back(batcher: Batcher[str, int, int], gate: Gate) -> None:
+    running = ask(batcher, "a", 1)
+    await gate.wait_begun()
+    waiting = [ask(batcher, "a", n) for n in range(6)]
+    await asyncio.sleep(0)
+
+    with pytest.raises(Overloaded, match="takes 6 queries, 6 wait and 1 came") as caught:
+        await batcher.submit("a", 7, queries=1)
+
+    assert caught.value.retry_after_s > 0
+    gate.let.release(10)
+    await asyncio.gather(running, *waiting)
+    assert batcher.queued == 0
+
+
+async def test_requests_whose_callers_left_cost_nothing(batcher: Batcher[str, int, int], gate: Gate) -> None:
+    running = ask(batcher, "a", 1)
+    await gate.wait_begun()
+    gone, stays = ask(batcher, "a", 2), ask(batcher, "a", 3)
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    gate.let.release(10)
+
+    assert await running == 10
+    assert await stays == 30
+    assert gate.batches == [("a", [1]), ("a", [3])]
+
+
+async def test_a_running_batch_learns_that_everybody_left(batcher: Batcher[str, int, int], gate: Gate) -> None:
+    running = ask(batcher, "a", 1)
+    await gate.wait_begun()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    gate.let.release(2)
+    await ask(batcher, "a", 2)
+
+    assert gate.abandoned == [True, False]
+
+
+async def test_a_failing_batch_fails_its_own_requests_only(batcher: Batcher[str, int, int], gate: Gate) -> None:
+    gate.let.release(10)
+
+    bad, good = await asyncio.gather(ask(batcher, "bad", 1), ask(batcher, "good", 2), return_exceptions=True)
+
+    assert isinstance(bad, KeyError)
+    assert good == 20
+
+
+async def test_times_are_told_in_microseconds(batcher: Batcher[str, int, int], gate: Gate) -> None:
+    gate.let.release(10)
+
+    timed = await batcher.submit("a", 1, queries=1)
+
+    assert timed.result == 10
+    assert timed.queue_us >= 0
+    assert timed.search_us >= 0
+
+
+async def test_closing_ends_the_running_batch_and_refuses_the_rest(batcher: Batcher[str, int, int], gate: Gate) -> None:
+    running = ask(batcher, "a", 1)
+    await gate.wait_begun()
+    waiting = ask(batcher, "a", 2)
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    gate.let.release(10)
+    await closing
+
+    assert await running == 10
+    with pytest.raises(Unavailable):
+        await waiting
+    with pytest.raises(Unavailable):
+        await batcher.submit("a", 3, queries=1)

@@ -1,0 +1,113 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from likewise.shards.planner import EXACT_ROWS, Demand, IndexTraits, choose
+from likewise.v1 import search_service_pb2 as pb
+
+HNSW = IndexTraits("hnsw", rows=1_000_000)
+IVF = IndexTraits("ivf", rows=1_000_000, nlist=4_000, nprobe=250)
+
+COUNTS = st.integers(0, 2_000_000)
+
+
+@st.composite
+def demands(draw: st.DrawFn) -> tuple[Demand, IndexTraits | None]:
+    rows = draw(st.integers(1, 2_000_000))
+    live = draw(COUNTS)
+    allowed = draw(st.integers(0, live))
+    sealed_allowed = draw(st.integers(0, min(rows, allowed)))
+    demand = Demand(
+        k=draw(st.integers(1, 10_064)),
+        live=live,
+        allowed=allowed,
+        sealed_allowed=sealed_allowed,
+        filtered=draw(st.booleans()),
+        exact=draw(st.none() | st.booleans()),
+        ef=draw(st.none() | st.integers(1, 65_536)),
+        nprobe=draw(st.none() | st.integers(1, 65_536)),
+        over_fetch=draw(st.none() | st.floats(1, 100)),
+    )
+    kind = draw(st.sampled_from(["hnsw", "ivf", "other", "none"]))
+    if kind == "none":
+        return demand, None
+    nlist = draw(st.integers(1, 10_000)) if kind == "ivf" else 0
+    return demand, IndexTraits(kind, rows, lossy=draw(st.booleans()), nlist=nlist, nprobe=min(nlist, 8))
+
+
+@given(demands())
+def test_a_plan_can_be_carried_out_and_is_named_for_what_it_does(case: tuple[Demand, IndexTraits | None]) -> None:
+    demand, index = case
+
+    choice = choose(demand, index)
+
+    if demand.allowed == 0:
+        assert choice.kind == pb.PLAN_KIND_EMPTY
+        return
+    exact = (pb.PLAN_KIND_EXACT, pb.PLAN_KIND_EXACT_FILTERED)
+    approximate = (pb.PLAN_KIND_ANN, pb.PLAN_KIND_ANN_FILTERED)
+    assert choice.kind in (exact[demand.filtered], approximate[demand.filtered])
+    if choice.kind in exact:
+        assert (choice.depth, choice.ef, choice.nprobe) == (0, 0, 0)
+        return
+    assert index is not None
+    assert not demand.exact
+    assert min(demand.k, demand.sealed_allowed) <= choice.candidates <= choice.depth < index.rows
+    assert (choice.ef > 0) == (index.kind == "hnsw")
+    assert choice.ef == 0 or choice.ef >= choice.depth
+    assert choice.nprobe <= index.nlist
+
+
+def demand(allowed: int, *, live: int = 1_000_000, k: int = 10, exact: bool | None = None) -> Demand:
+    return Demand(k=k, live=live, allowed=allowed, sealed_allowed=allowed, filtered=allowed != live, exact=exact)
+
+
+def test_without_an_index_everything_is_exact() -> None:
+    assert choose(demand(1_000_000), None).kind == pb.PLAN_KIND_EXACT
+    assert choose(demand(10), None).kind == pb.PLAN_KIND_EXACT_FILTERED
+
+
+def test_few_allowed_rows_are_compared_exactly_and_many_through_the_index() -> None:
+    for index in (HNSW, IVF):
+        assert choose(demand(EXACT_ROWS), index).kind == pb.PLAN_KIND_EXACT_FILTERED
+        assert choose(demand(500_000), index).kind == pb.PLAN_KIND_ANN_FILTERED
+        assert choose(demand(1_000_000), index).kind == pb.PLAN_KIND_ANN
+
+
+def test_the_fewer_rows_pass_the_deeper_the_index_is_asked() -> None:
+    half, tenth = choose(demand(500_000), HNSW), choose(demand(100_000), HNSW)
+
+    assert tenth.depth > half.depth > choose(demand(1_000_000), HNSW).depth
+    assert tenth.ef > half.ef
+    assert choose(demand(300_000), IVF).nprobe > choose(demand(500_000), IVF).nprobe
+
+
+def test_exact_is_obeyed_and_its_opposite_prefers_the_index() -> None:
+    assert choose(demand(1_000_000, exact=True), HNSW).kind == pb.PLAN_KIND_EXACT
+    assert choose(demand(10_000, exact=False), HNSW).kind == pb.PLAN_KIND_ANN_FILTERED
+
+
+def test_a_list_as_long_as_the_index_is_no_list() -> None:
+    assert (
+        choose(demand(2_000, live=2_000, k=1_900, exact=False), IndexTraits("hnsw", 2_000)).kind == pb.PLAN_KIND_EXACT
+    )
+
+
+def test_a_search_where_all_is_fresh_is_exact() -> None:
+    fresh = Demand(k=3, live=10, allowed=10, sealed_allowed=0)
+
+    assert choose(fresh, HNSW).kind == pb.PLAN_KIND_EXACT
+
+
+def test_a_chosen_candidate_list_is_obeyed_and_an_unchosen_one_follows_k() -> None:
+    chosen = Demand(k=10, live=1_000_000, allowed=1_000_000, sealed_allowed=1_000_000, ef=20)
+
+    assert choose(chosen, HNSW).ef == 20
+    assert choose(demand(1_000_000), IndexTraits("hnsw", 1_000_000, ef=33)).ef == 33
+    assert [choose(demand(1_000_000, k=k), HNSW).ef for k in (1, 10, 100)] == [64, 120, 300]
+
+
+def test_compressed_vectors_bring_more_candidates() -> None:
+    lossy = IndexTraits("ivf", rows=1_000_000, lossy=True, nlist=4_000, nprobe=250)
+
+    assert choose(demand(1_000_000), lossy).candidates == 80
+    assert choose(demand(1_000_000), IVF).candidates == 15

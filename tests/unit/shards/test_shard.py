@@ -1,0 +1,414 @@
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tests.unit.shards.conftest import Started
+from tests.unit.shards.fakes import MemorySource, MemoryStore, arrow_rows, gallery, hits_of, oracle, unit
+
+from likewise.shards.filter import InvalidFilter, filter_key
+from likewise.shards.protocols import (
+    Delta,
+    DeltaSink,
+    SearchOptions,
+    ShardSearch,
+    Unavailable,
+    UnknownAttribute,
+)
+from likewise.shards.shard import Shard, ShardLimits
+from likewise.shards.spec import AttributeSpec, IndexSpec
+from likewise.v1 import common_pb2 as common
+from likewise.v1 import gallery_service_pb2 as galleries
+from likewise.v1 import search_service_pb2 as pb
+
+RNG = np.random.default_rng(7)
+DIM = 16
+IDS = [f"i{i:04d}" for i in range(1_500)]
+VECTORS = unit(RNG.standard_normal((1_500, DIM)))
+QUERIES = unit(RNG.standard_normal((5, DIM)))
+TEN = SearchOptions(space="", k=10)
+HNSW = IndexSpec(kind="hnsw", m=8)
+
+
+def filled(**options: Any) -> MemoryStore:
+    store = MemoryStore(gallery(dim=DIM, **options))
+    store.commit(IDS, VECTORS, {"count": list(range(1_500)), "colour": ["red", None, "blue"] * 500})
+    return store
+
+
+def below(count: int) -> bytes:
+    comparison = common.Comparison(
+        attribute="count", operator=common.COMPARISON_OPERATOR_LESS, value=common.Value(int64_value=count)
+    )
+    return filter_key(common.Filter(comparison=comparison))
+
+
+def damage(folder: Path) -> Path:
+    """Flip a bit in the middle of the only file."""
+    (path,) = folder.iterdir()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+    return path
+
+
+async def test_a_flat_shard_answers_as_numpy_does(started: Started) -> None:
+    shard = await started(filled())
+
+    hits = await shard.search(QUERIES, replace(TEN, attributes=("colour", "count"), vectors=True))
+
+    for query, vector in enumerate(QUERIES):
+        ids, scores = oracle(IDS, VECTORS, vector, 10)
+        assert hits_of(hits, query) == ids
+        np.testing.assert_allclose(hits.scores[10 * query : 10 * query + 10], scores, atol=1e-6)
+    assert hits.attributes is not None
+    assert hits.attributes.column("count").to_pylist() == [IDS.index(item_id) for item_id in hits.ids]
+    np.testing.assert_array_equal(hits.vectors, VECTORS[[IDS.index(item_id) for item_id in hits.ids]])
+    assert hits.plan == pb.ShardPlan(kind=pb.PLAN_KIND_EXACT, live=1_500, allowed=1_500, compared=1_500)
+    assert hits.version == 2
+
+
+async def test_a_shard_is_what_its_protocols_say(started: Started) -> None:
+    shard = await started(filled())
+    search: ShardSearch = shard
+    sink: DeltaSink = shard
+
+    assert (await search.stats()).live == 1_500
+    await sink.apply(Delta(1, 1, arrow_rows(gallery(dim=DIM), [], VECTORS[:0], stamps=[]), []))
+    assert await search.count(b"") == (1_500, 2)
+
+
+async def test_an_empty_shard_answers_with_nothing(started: Started) -> None:
+    shard = await started(MemoryStore(gallery(dim=DIM)))
+
+    hits = await shard.search(QUERIES, TEN)
+    rows = await shard.fetch(["x"], space="", vectors=True)
+    page = await shard.page(after="", limit=5, filter=b"", space="")
+
+    assert hits.plan.kind == pb.PLAN_KIND_EMPTY
+    assert (list(hits.ids), hits.offsets.tolist()) == ([], [0] * 6)
+    assert rows.vectors is not None
+    assert (rows.batch.num_rows, rows.vectors.shape, page.batch.num_rows) == (0, (0, DIM), 0)
+
+
+async def test_a_filter_that_lets_nothing_through_gives_the_empty_plan(started: Started) -> None:
+    shard = await started(filled())
+
+    hits = await shard.search(QUERIES, replace(TEN, filter=below(0)))
+
+    assert hits.plan == pb.ShardPlan(kind=pb.PLAN_KIND_EMPTY, live=1_500)
+    assert len(hits.ids) == 0
+
+
+async def test_fewer_hits_than_k_come_only_when_fewer_are_allowed(started: Started) -> None:
+    shard = await started(filled(index=HNSW))
+
+    hits = await shard.search(QUERIES, replace(TEN, filter=below(7), exact=False))
+
+    assert np.diff(hits.offsets).tolist() == [7] * 5
+    assert set(hits.ids) == set(IDS[:7])
+
+
+async def test_an_index_that_comes_short_falls_back_to_comparing_all(started: Started) -> None:
+    shard = await started(filled(index=HNSW), limits=ShardLimits(exact_rows=0))
+    worst = np.argsort(VECTORS @ QUERIES[0])[:100]
+    far = common.Filter(
+        membership=common.Membership(attribute="count", values=[common.Value(int64_value=int(i)) for i in worst])
+    )
+
+    hits = await shard.search(QUERIES[:1], replace(TEN, filter=filter_key(far), exact=False))
+
+    assert (hits.plan.kind, hits.plan.fallback) == (pb.PLAN_KIND_ANN_FILTERED, True)
+    allowed = [i in set(worst.tolist()) for i in range(1_500)]
+    assert list(hits.ids) == oracle(IDS, VECTORS, QUERIES[0], 10, allowed=allowed)[0]
+
+
+async def test_excluding_a_reference_and_its_copies_does_not_starve_k(started: Started) -> None:
+    store = MemoryStore(gallery(dim=DIM))
+    copies = np.repeat(VECTORS[:1], 100, axis=0)
+    ids = [*IDS[:50], *(f"copy{i}" for i in range(100))]
+    store.commit(ids, np.concatenate((VECTORS[:50], copies)), content=[0, *range(1, 50), *[0] * 100])
+    shard = await started(store)
+
+    few = await shard.search(VECTORS[:1], replace(TEN, excluded_ids=(IDS[0],)))
+    all_copies = await shard.search(VECTORS[:1], replace(TEN, excluded_ids=(IDS[0], IDS[1]), excluded_content=0))
+
+    assert (few.excluded, len(few.ids), set(few.ids) & set(IDS)) == (0, 10, set())
+    assert all_copies.excluded == 101
+    assert list(all_copies.ids) == oracle(IDS[2:50], VECTORS[2:50], VECTORS[0], 10)[0]
+
+
+async def test_searches_from_different_references_share_a_batch(started: Started) -> None:
+    executor = ThreadPoolExecutor(1)
+    held = threading.Event()
+    shard = await started(filled(), executor=executor)
+    blocker = executor.submit(held.wait)
+
+    searches = [
+        asyncio.create_task(shard.search(VECTORS[i : i + 1], replace(TEN, excluded_ids=(IDS[i],)))) for i in range(5)
+    ]
+    await asyncio.sleep(0)
+    held.set()
+    answers = await asyncio.gather(*searches)
+
+    assert blocker.result()
+    assert len({hits.search_us for hits in answers}) == 1
+    for i, hits in enumerate(answers):
+        allowed = [j != i for j in range(1_500)]
+        assert list(hits.ids) == oracle(IDS, VECTORS, VECTORS[i], 10, allowed=allowed)[0]
+    executor.shutdown()
+
+
+async def test_rows_are_fetched_in_the_order_asked_for(started: Started) -> None:
+    shard = await started(filled())
+    asked = [IDS[5], "absent", IDS[3], *IDS[100:300]]
+
+    rows = await shard.fetch(asked, space="", attributes=("count",), vectors=True)
+
+    held = [5, 3, *range(100, 300)]
+    assert rows.batch.schema.names == ["id", "content", "count"]
+    assert rows.batch.column("count").to_pylist() == held
+    assert rows.norms is not None
+    np.testing.assert_array_equal(rows.vectors, VECTORS[held])
+    assert rows.norms.tolist() == [2.0] * len(held)
+
+
+async def test_pages_follow_each_other_in_byte_order_of_the_ids(started: Started) -> None:
+    store = MemoryStore(gallery(dim=DIM))
+    ids = ["b", "a", "é", "Z", "😀", "\uffff", "aa", "B"]
+    store.commit(ids, VECTORS[:8])
+    shard = await started(store)
+
+    pages, after = [], ""
+    while batch := (await shard.page(after=after, limit=3, filter=b"", space="")).batch.column("id").to_pylist():
+        pages += batch
+        after = batch[-1]
+
+    assert pages == sorted(ids, key=str.encode)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (replace(TEN, space="other"), "space"),
+        (replace(TEN, attributes=("colour", "size")), "mask.attributes[1]"),
+    ],
+)
+async def test_names_the_gallery_does_not_have_are_refused(
+    started: Started, options: SearchOptions, field: str
+) -> None:
+    shard = await started(filled())
+
+    with pytest.raises(UnknownAttribute) as caught:
+        await shard.search(QUERIES, options)
+
+    assert caught.value.field == field
+
+
+async def test_a_wrong_filter_is_refused_everywhere(started: Started) -> None:
+    shard = await started(filled())
+    wrong = filter_key(common.Filter(existence=common.Existence(attribute="size")))
+
+    for call in (
+        shard.search(QUERIES, replace(TEN, filter=wrong)),
+        shard.page(after="", limit=1, filter=wrong, space=""),
+        shard.count(wrong),
+    ):
+        with pytest.raises(InvalidFilter, match="'size' is no attribute"):
+            await call
+
+
+async def test_queries_of_another_dimension_are_refused(started: Started) -> None:
+    shard = await started(filled())
+
+    with pytest.raises(ValueError, match=r"\(n, 16\).*got \(1, 3\)"):
+        await shard.search(np.ones((1, 3), dtype=np.float32), TEN)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        await shard.search(QUERIES, replace(TEN, k=0))
+
+
+async def test_a_shard_that_is_not_loaded_is_unavailable_and_says_so() -> None:
+    store = filled()
+    shard = Shard(store.spec, 0, store.source())
+
+    with pytest.raises(Unavailable, match="loading"):
+        await shard.search(QUERIES, TEN)
+    assert (await shard.stats()).state == galleries.INDEX_STATE_LOADING
+    await shard.close()
+    with pytest.raises(Unavailable, match="closing"):
+        await shard.search(QUERIES, TEN)
+
+
+async def test_a_store_that_cannot_be_read_leaves_a_failed_shard_that_may_try_again() -> None:
+    class Failing(MemorySource):
+        broken = True
+
+        def load(self, version: int) -> Iterator[pa.RecordBatch]:
+            if self.broken:
+                raise OSError("the disk is gone")
+            return super().load(version)
+
+    source = Failing(filled(), 0)
+    shard = Shard(source.store.spec, 0, source)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        await shard.start()
+    stats = await shard.stats()
+    source.broken = False
+    await shard.start()
+
+    assert (stats.state, "the disk is gone" in stats.message) == (galleries.INDEX_STATE_FAILED, True)
+    assert (await shard.stats()).state == galleries.INDEX_STATE_READY
+    await shard.close()
+
+
+async def test_two_spaces_are_searched_apart(started: Started) -> None:
+    store = MemoryStore(gallery(dim=DIM, spaces=("image", "text"), index=HNSW))
+    store.commit(IDS, {"image": VECTORS, "text": VECTORS[::-1].copy()})
+    shard = await started(store)
+
+    image = await shard.search(VECTORS[:1], replace(TEN, exact=True))
+    text = await shard.search(VECTORS[:1], replace(TEN, space="text"))
+
+    assert (image.ids[0], text.ids[0]) == (IDS[0], IDS[-1])
+
+
+async def test_an_apply_during_a_search_is_seen_whole_or_not_at_all(started: Started) -> None:
+    store = MemoryStore(gallery(dim=DIM, index=HNSW))
+    store.commit(IDS[:20], VECTORS[:20], {"count": [0] * 20})
+    shard = await started(store)
+    versions = []
+
+    async def write() -> None:
+        for version in range(1, 30):
+            await shard.apply(store.commit(IDS[:20], VECTORS[:20], {"count": [version] * 20}))
+
+    async def read() -> None:
+        for _ in range(60):
+            hits = await shard.search(QUERIES[:1], SearchOptions(space="", k=20, attributes=("count",)))
+            assert hits.attributes is not None
+            counts = set(hits.attributes.column("count").to_pylist())
+            assert len(counts) == 1
+            assert len(hits.ids) == 20
+            versions.append((hits.version, counts.pop()))
+
+    await asyncio.gather(write(), read(), read())
+
+    assert all(version == count + 2 for version, count in versions)
+
+
+async def test_a_cancelled_search_leaves_the_shard_working(started: Started) -> None:
+    shard = await started(filled())
+    search = asyncio.create_task(shard.search(QUERIES, TEN))
+    await asyncio.sleep(0)
+    search.cancel()
+    await asyncio.gather(search, return_exceptions=True)
+
+    assert len((await shard.search(QUERIES, TEN)).ids) == 50
+
+
+async def test_a_failed_build_is_reported_while_all_is_compared(
+    started: Started, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        shard = await started(filled(index=IndexSpec(kind="IVF4096,Flat")))
+
+    stats = await shard.stats()
+    hits = await shard.search(QUERIES, TEN)
+
+    assert stats.state == galleries.INDEX_STATE_FAILED
+    assert "4096" in stats.message
+    assert hits.plan.kind == pb.PLAN_KIND_EXACT
+    assert hits_of(hits, 0) == oracle(IDS, VECTORS, QUERIES[0], 10)[0]
+
+
+async def test_a_changed_index_is_built_and_a_changed_parameter_is_used(started: Started) -> None:
+    shard = await started(filled())
+    assert (await shard.stats()).index == "flat"
+
+    await shard.update(replace(filled().spec, index=HNSW))
+    await shard.settled()
+    assert (await shard.stats()).index == "HNSW8,Flat"
+    await shard.update(replace(filled().spec, index=replace(HNSW, ef=123)))
+    hits = await shard.search(QUERIES, replace(TEN, exact=False))
+
+    assert (hits.plan.kind, hits.plan.ef) == (pb.PLAN_KIND_ANN, 123)
+
+
+async def test_a_new_attribute_is_missing_in_old_rows_and_there_in_new_ones(started: Started) -> None:
+    store = filled()
+    shard = await started(store)
+    size = AttributeSpec("size", common.ATTRIBUTE_TYPE_INT64)
+    store.spec = replace(store.spec, attributes=(*store.spec.attributes, size))
+    await shard.update(store.spec)
+    await shard.apply(store.commit(["new"], VECTORS[:1], {"size": [3]}))
+
+    has_size = filter_key(common.Filter(existence=common.Existence(attribute="size")))
+    hits = await shard.search(QUERIES, replace(TEN, filter=has_size, attributes=("size",)))
+
+    assert set(hits.ids) == {"new"}
+    assert await shard.count(b"") == (1_501, 3)
+
+
+async def test_a_shard_does_not_become_another_partition(started: Started) -> None:
+    shard = await started(filled())
+
+    with pytest.raises(ValueError, match="make a new shard"):
+        await shard.update(replace(filled().spec, shards=2))
+
+
+async def test_a_restart_uses_the_kept_index_and_does_not_build(started: Started, tmp_path: Path) -> None:
+    store = filled(index=HNSW)
+    first = await started(store, cache=tmp_path)
+    before = await first.search(QUERIES, replace(TEN, exact=False))
+    await first.close()
+    store.commit(["new"], VECTORS[:1], deleted=[IDS[3]])
+    builder = ThreadPoolExecutor(1)
+    builder.shutdown()  # a build would fail
+
+    second = await started(store, cache=tmp_path, builder=builder)
+
+    stats = await second.stats()
+    assert (stats.index, stats.sealed, stats.fresh, stats.live) == ("HNSW8,Flat", 1_500, 1, 1_500)
+    assert stats.state == galleries.INDEX_STATE_READY
+    after = await second.search(QUERIES, replace(TEN, exact=False))
+    assert before.plan.kind == after.plan.kind == pb.PLAN_KIND_ANN
+    assert set(before.ids) - {IDS[3]} <= set(after.ids) | {"new"}
+    exact = await second.search(QUERIES, replace(TEN, exact=True))
+    ids, vectors = [*IDS[:3], *IDS[4:], "new"], np.concatenate((VECTORS[:3], VECTORS[4:], VECTORS[:1]))
+    assert hits_of(exact, 0) == oracle(ids, vectors, QUERIES[0], 10)[0]
+
+
+async def test_a_damaged_kept_index_is_built_anew(started: Started, tmp_path: Path) -> None:
+    store = filled(index=HNSW)
+    await (await started(store, cache=tmp_path)).close()
+    path = damage(tmp_path)
+    damaged = path.read_bytes()
+
+    shard = await started(store, cache=tmp_path)
+
+    assert (await shard.stats()).index == "HNSW8,Flat"
+    assert damaged != path.read_bytes()
+    hits = await shard.search(QUERIES, replace(TEN, exact=True))
+    assert hits_of(hits, 0) == oracle(IDS, VECTORS, QUERIES[0], 10)[0]
+
+
+async def test_rows_in_other_partitions_are_left_to_them(started: Started) -> None:
+    store = filled(shards=4)
+    shards = [await started(store, number) for number in range(4)]
+    delta = store.commit(["x", "y", "z", "w"], VECTORS[:4])
+    for shard in shards:
+        await shard.apply(delta)
+
+    live = [(await shard.stats()).live for shard in shards]
+
+    assert sum(live) == 1_504
+    assert min(live) > 300
+    assert arrow_rows(store.spec, [], np.zeros((0, DIM), np.float32), stamps=[]).num_rows == 0
