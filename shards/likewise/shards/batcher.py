@@ -34,6 +34,14 @@ class Timed(Generic[_Result]):
     search_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class ShardBatch:
+    """A batch that is about to run: how many queries it has, and how many wait for a later one."""
+
+    queries: int
+    waiting: int
+
+
 @dataclass(slots=True)
 class _Entry(Generic[_Key, _Request, _Result]):
     key: _Key
@@ -51,6 +59,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         executor: Where batches run, one at a time.
         max_batch: Most queries of one batch; a larger request runs alone.
         max_queued: Most queries waiting; a request over it is refused.
+        on_batch: Told about every batch, on the event loop.
     """
 
     def __init__(
@@ -60,11 +69,13 @@ class Batcher(Generic[_Key, _Request, _Result]):
         *,
         max_batch: int = MAX_BATCH,
         max_queued: int = MAX_QUEUED,
+        on_batch: Callable[[ShardBatch], None] | None = None,
     ) -> None:
         self._run = run
         self._executor = executor
         self._max_batch = max_batch
         self._max_queued = max_queued
+        self._on_batch = on_batch
         self._queue: deque[_Entry[_Key, _Request, _Result]] = deque()
         self._queued = 0
         self._busy_s = 0.001
@@ -115,6 +126,8 @@ class Batcher(Generic[_Key, _Request, _Result]):
             while batch := self._next_batch():
                 started = time.perf_counter()
                 requests = [entry.request for entry in batch]
+                if self._on_batch is not None:
+                    self._on_batch(ShardBatch(sum(entry.queries for entry in batch), self._queued))
 
                 def abandoned(entries: Sequence[_Entry[_Key, _Request, _Result]] = batch) -> bool:
                     return all(entry.future.done() for entry in entries)

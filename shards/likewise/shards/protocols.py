@@ -61,7 +61,7 @@ class SearchOptions:
         exact: Compare with every live row; None leaves it to the planner.
         ef: HNSW candidate list, None for the gallery's default.
         nprobe: IVF lists visited, None for the gallery's default.
-        over_fetch: Candidates re-scored as a multiple of k, None for 1.5.
+        over_fetch: Candidates re-scored as a multiple of k, None for the planner's choice.
         excluded_ids: Ids never to be hits.
         excluded_content: Content digest never to be a hit (the exact copies of a reference), None for none.
         attributes: Names to bring with the hits.

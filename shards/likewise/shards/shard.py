@@ -16,7 +16,7 @@ import numpy as np
 
 from likewise.shards import index, planner, reads
 from likewise.shards.attributes import check_names
-from likewise.shards.batcher import MAX_BATCH, MAX_QUEUED, Batcher
+from likewise.shards.batcher import MAX_BATCH, MAX_QUEUED, Batcher, ShardBatch
 from likewise.shards.follower import Follower
 from likewise.shards.masks import MAX_BYTES, FilterCache
 from likewise.shards.protocols import (
@@ -76,6 +76,7 @@ class Shard:
         builder: For index builds, see `build_executor`; its own thread when None. Not shut down when given.
         cache: Folder of sealed indexes; None to keep none.
         limits: Bounds.
+        on_batch: Told about every batch of searches, on the event loop.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Shard:
         builder: Executor | None = None,
         cache: Path | None = None,
         limits: ShardLimits = ShardLimits(),
+        on_batch: Callable[[ShardBatch], None] | None = None,
     ) -> None:
         self._number = number
         self._owned: list[Executor] = []
@@ -106,7 +108,11 @@ class Shard:
         self._limits = limits
         self._masks = FilterCache(spec.attributes, max_bytes=limits.filter_cache_bytes)
         self._batcher: Batcher[BatchKey, Request, Found] = Batcher(
-            self._answer, self._executor, max_batch=limits.max_batch, max_queued=limits.max_queued
+            self._answer,
+            self._executor,
+            max_batch=limits.max_batch,
+            max_queued=limits.max_queued,
+            on_batch=on_batch,
         )
         self._orders = reads.IdOrder()
 

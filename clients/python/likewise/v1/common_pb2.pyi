@@ -391,7 +391,7 @@ Global___FilterList: _TypeAlias = FilterList  # noqa: Y015
 
 @_typing.final
 class Filter(_message.Message):
-    """A condition on attributes, as a tree at most 16 deep. Two-valued: a comparison with a missing value is false, its NOT is true."""
+    """A condition on attributes, as a tree at most 16 deep and of 4,096 nodes. Two-valued: a comparison with a missing value is false, its NOT is true."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -128,7 +128,7 @@ class IndexSpec(_message.Message):
     ef_construction: _builtins.int
     """HNSW, 8 to 4,096. Default 100."""
     ef: _builtins.int
-    """HNSW default at search, 1 to 65,536. Default 64."""
+    """HNSW candidate list at search, 1 to 65,536. Default: from k, at least 64."""
     nlist: _builtins.int
     """IVF lists, 1 to 1,048,576. Default from the row count."""
     nprobe: _builtins.int

@@ -397,7 +397,7 @@ class SearchParams(_message.Message):
     nprobe: _builtins.int
     """IVF lists visited, 1 to 65,536."""
     over_fetch: _builtins.float
-    """Candidates re-scored, as a multiple of k, 1 to 100. Default 1.5."""
+    """Candidates re-scored, as a multiple of k, 1 to 100. Default 1.5; 8 for compressed indexes."""
     def __init__(
         self,
         *,

@@ -1,0 +1,1 @@
+"""The benchmark harness: what `likewise bench` and `benchmarks/*.py` run."""

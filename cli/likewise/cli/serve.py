@@ -1,0 +1,125 @@
+"""`likewise serve`: the server in the foreground, until SIGTERM or Ctrl-C."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from likewise.server import access_log
+from likewise.server.app import StartupError, serve
+from likewise.server.embedded import embedded
+from likewise.server.errors import ServiceError
+from likewise.server.settings import PREFIX, Settings, unknown_variables
+from likewise.shards.protocols import ShardError
+from likewise.shards.spec import SpecError
+
+CANNOT_START: Final = 1
+WRONG_OPTIONS: Final = 2
+
+app = typer.Typer(help="Run a server.", add_completion=False)
+
+
+def _help(field: str) -> str:
+    return f"{Settings.model_fields[field].description} ({PREFIX}{field.upper()})"
+
+
+@app.callback(invoke_without_command=True)
+def run(
+    *,
+    store: Annotated[str | None, typer.Option(help=_help("store"))] = None,
+    host: Annotated[str | None, typer.Option(help=_help("host"))] = None,
+    port: Annotated[int | None, typer.Option(help=_help("port"))] = None,
+    metrics_port: Annotated[int | None, typer.Option(help=_help("metrics_port"))] = None,
+    models: Annotated[list[Path] | None, typer.Option(help=_help("models") + " May be repeated.")] = None,
+    cache: Annotated[Path | None, typer.Option(help=_help("cache"))] = None,
+    threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
+    drain_grace_s: Annotated[float | None, typer.Option(help=_help("drain_grace_s"))] = None,
+    log_format: Annotated[str | None, typer.Option(help=_help("log_format"))] = None,
+    log_level: Annotated[str | None, typer.Option(help=_help("log_level"))] = None,
+    ray: Annotated[
+        str | None, typer.Option(help='Place models, shards and writers on a Ray cluster: its address, or "local".')
+    ] = None,
+) -> None:
+    """Run a server until SIGTERM or Ctrl-C. Every knob has a LIKEWISE_* variable; an option here beats it."""
+    given = {
+        "store": store,
+        "host": host,
+        "port": port,
+        "metrics_port": metrics_port,
+        "models": tuple(models) if models else None,
+        "cache": cache,
+        "threads": threads,
+        "drain_grace_s": drain_grace_s,
+        "log_format": log_format,
+        "log_level": log_level.upper() if log_level else None,
+    }
+    settings = _settings({name: value for name, value in given.items() if value is not None})
+    access_log.configure(format=settings.log_format, level=settings.log_level)
+    for name in unknown_variables(os.environ):
+        _say(f"the variable {name} is unknown and has no effect")
+    try:
+        if ray is not None:
+            _serve_on_ray(settings, ray)
+        else:
+            _run(_serve_embedded(settings))
+    except (StartupError, ShardError, ServiceError, SpecError, OSError) as error:
+        _fail(f"cannot start: {error}", CANNOT_START)
+
+
+async def _serve_embedded(settings: Settings) -> None:
+    # Made inside the loop that will run it.
+    await serve(embedded(settings), note=f", store {settings.store}")
+
+
+def _serve_on_ray(settings: Settings, address: str) -> None:
+    try:
+        from likewise.server.cluster.run import run as run_cluster
+    except ImportError as error:
+        _fail(f"--ray needs the extra `cluster` (pip install 'likewise[cpu,cluster]'): {error}", CANNOT_START)
+    run_cluster(settings, address)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(str(part) for part in problem["loc"][:1])
+            _say(f"{name}: {problem['msg']}, got {problem['input']!r}")
+        raise typer.Exit(WRONG_OPTIONS) from None
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(main)
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _say(text: str) -> None:
+    print(f"likewise: {text}", file=sys.stderr, flush=True)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    _say(text)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """`python -m likewise.cli.serve`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

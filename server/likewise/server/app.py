@@ -1,0 +1,317 @@
+"""The server process around the services: start, serve, drain, stop.
+
+The port answers from the first moment, so that probes can tell "loading" from "dead"; until every part is open, all
+calls but health and reflection get UNAVAILABLE. On the way out health says NOT_SERVING, new calls are refused, running
+ones have the grace to finish, and only then the parts close.
+"""
+
+import asyncio
+import contextlib
+import enum
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, Protocol
+
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from likewise import wire
+from likewise.server.errors import Unavailable
+from likewise.server.gallery_service import GalleryService
+from likewise.server.gallery_stats import GalleryStatsCache
+from likewise.server.health import Health
+from likewise.server.interceptors import CallInterceptor
+from likewise.server.item_service import ItemService
+from likewise.server.metrics import Metrics, MetricsEndpoint
+from likewise.server.model_service import ModelServiceServicer
+from likewise.server.protocols import Galleries, Models
+from likewise.server.search import Searcher
+from likewise.server.search_service import SearchService
+from likewise.v1 import (
+    gallery_service_pb2,
+    gallery_service_pb2_grpc,
+    item_service_pb2,
+    item_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
+)
+
+log = logging.getLogger(__name__)
+
+_GRPC_OPTIONS: Final = (
+    ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+    # A second server on the port is an error to be told, not half of the calls gone elsewhere.
+    ("grpc.so_reuseport", 0),
+    # Clients that ping every 10 s without calls, as pymilvus's do, would else be sent away with "too_many_pings".
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    # Notices clients that vanished without a word.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+_SERVICES: Final = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (search_service_pb2, "SearchService"),
+        (item_service_pb2, "ItemService"),
+        (gallery_service_pb2, "GalleryService"),
+        (model_service_pb2, "ModelService"),
+    )
+)
+
+
+class StartupError(Exception):
+    """The server cannot start for a reason that its operator can change; the message says which."""
+
+
+class Part(Protocol):
+    """Something that has to be open while the server serves."""
+
+    async def open(self) -> None:
+        """Get ready; returns when it is."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of everything; safe after an `open` that failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How the router serves; fields as in `Settings`."""
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    metrics_port: int | None = None
+    threads: int = 2
+    max_calls: int = 2048
+    batch_concurrency: int = 64
+    stream_in_flight: int = 32
+    drain_grace_s: float = 20.0
+
+
+class _State(enum.Enum):
+    LOADING = "loading"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Server:
+    """The public gRPC server over any models and galleries.
+
+    Args:
+        options: How to serve.
+        models: The models of the router.
+        galleries: The galleries of the router.
+        parts: What to open before serving, in order, and to close after it, in reverse.
+        metrics: Where to count; a registry of its own by default.
+        announce: Told the address once calls are taken.
+
+    Attributes:
+        metrics: Where it counts.
+    """
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        *,
+        models: Models,
+        galleries: Galleries,
+        parts: Sequence[Part] = (),
+        metrics: Metrics | None = None,
+        announce: Callable[[str], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._models = models
+        self._galleries = galleries
+        self._parts = parts
+        self.metrics = metrics or Metrics(version=release())
+        self._announce = announce
+        self._state = _State.LOADING
+        self._stack = contextlib.AsyncExitStack()
+        self._grpc: aio.Server | None = None
+        self._health = Health(_SERVICES)
+        self._port = 0
+        self._listening = False
+        self._metrics_port: int | None = None
+
+    @property
+    def address(self) -> str:
+        """host:port of the public services, once started."""
+        return _address(self._options.host, self._port)
+
+    @property
+    def listening(self) -> bool:
+        """Whether the port answers, if only to probes yet."""
+        return self._listening
+
+    @property
+    def metrics_address(self) -> str | None:
+        """host:port of the Prometheus endpoint, once started; None without one."""
+        return None if self._metrics_port is None else _address(self._options.host, self._metrics_port)
+
+    async def start(self) -> None:
+        """Listen, open the parts, and serve.
+
+        Raises:
+            StartupError: If a port cannot be had.
+            Exception: Whatever a part raised; everything opened before is closed again.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop(grace_s=0)
+            raise
+
+    async def stop(self, *, grace_s: float | None = None) -> None:
+        """Drain and close; running calls have `grace_s` seconds (by default the option's) to finish."""
+        self._state = _State.DRAINING
+        await self._health.close()
+        if self._grpc is not None:
+            await self._grpc.stop(self._options.drain_grace_s if grace_s is None else grace_s)
+            self._grpc, self._listening = None, False
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        options = self._options
+        _check_bind(options.host, options.port)
+        self._grpc = self._build()
+        try:
+            self._port = self._grpc.add_insecure_port(_address(options.host, options.port))
+        except RuntimeError as error:
+            raise StartupError(f"cannot listen on {_address(options.host, options.port)}") from error
+        await self._grpc.start()
+        self._listening = True
+        if options.metrics_port is not None:
+            _check_bind(options.host, options.metrics_port)
+            endpoint = MetricsEndpoint(self.metrics.registry, host=options.host, port=options.metrics_port)
+            self._stack.callback(endpoint.close)
+            self._metrics_port = endpoint.port
+        for part in self._parts:
+            self._stack.push_async_callback(part.close)
+            await part.open()
+        stats = GalleryStatsCache(self._galleries)
+        self._stack.push_async_callback(stats.close)
+        stats.start()
+        self.metrics.watch_models(self._models.models)
+        self.metrics.watch_galleries(stats.latest)
+        if self._announce is not None:
+            self._announce(self.address)
+        self._state = _State.SERVING
+        await self._health.set_serving(True)
+
+    def _build(self) -> aio.Server:
+        options = self._options
+        executor = ThreadPoolExecutor(max_workers=options.threads, thread_name_prefix="router")
+        self._stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        interceptor = CallInterceptor(metrics=self.metrics, admit=self._admit, max_calls=options.max_calls)
+        server = aio.server(interceptors=(interceptor,), options=_GRPC_OPTIONS)
+        searcher = Searcher(models=self._models, galleries=self._galleries, metrics=self.metrics, executor=executor)
+        search_service_pb2_grpc.add_SearchServiceServicer_to_server(
+            SearchService(
+                searcher, batch_concurrency=options.batch_concurrency, stream_in_flight=options.stream_in_flight
+            ),
+            server,
+        )
+        items = ItemService(
+            galleries=self._galleries,
+            models=self._models,
+            metrics=self.metrics,
+            executor=executor,
+            stream_in_flight=options.stream_in_flight,
+        )
+        item_service_pb2_grpc.add_ItemServiceServicer_to_server(items, server)
+        gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(
+            GalleryService(galleries=self._galleries, models=self._models), server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServiceServicer(self._models), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection((*_SERVICES, health, reflection.SERVICE_NAME), server)
+        return server
+
+    def _admit(self) -> None:
+        if self._state is not _State.SERVING:
+            raise Unavailable(
+                f"the server is {self._state.value}", reason=f"SERVER_{self._state.name}", retry_after_s=1.0
+            )
+
+
+@contextlib.asynccontextmanager
+async def serving(server: Server) -> AsyncIterator[str]:
+    """A started server's address; stopped at the end, without grace: nobody is left to wait for."""
+    await server.start()
+    try:
+        yield server.address
+    finally:
+        await server.stop(grace_s=0)
+
+
+async def serve(server: Server, *, note: str = "") -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+
+    Prints one line when calls are taken: "likewise: serving on 127.0.0.1:50051 ...".
+
+    Args:
+        server: Not started yet.
+        note: Added to that line.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, stopping.set)
+    starting = asyncio.create_task(server.start())
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        starting.result()
+        metrics = f", metrics on {server.metrics_address}" if server.metrics_address else ""
+        print(f"likewise: serving on {server.address}{metrics}{note}", flush=True)
+        await waiting
+    finally:
+        waiting.cancel()
+        for number in signals:
+            loop.remove_signal_handler(number)
+    print("likewise: draining", flush=True)
+    await server.stop()
+    print("likewise: stopped", flush=True)
+
+
+def release() -> str:
+    """The installed version of Likewise."""
+    try:
+        return version("likewise")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _check_bind(host: str, port: int) -> None:
+    """Say why an address cannot be had; gRPC itself only says that."""
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StartupError(f"cannot listen on {_address(host, port)}: {why}; choose another with --port") from error

@@ -1,0 +1,282 @@
+"""Dynamic batching: single items of many callers run together on one thread.
+
+A batch starts at once when the runner is idle and collects while one runs, so that batches grow with the load and an
+idle server adds no wait (Crankshaw et al., Clipper, 2017, section 4.3). Callers take turns within a batch: a call of a
+thousand items leaves room in every batch for the call of one.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from likewise.server.errors import Overloaded, Unavailable
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_LOG = logging.getLogger(__name__)
+
+_RETRY_MIN_S: Final = 0.05
+_RETRY_MAX_S: Final = 5.0
+_SMOOTHING: Final = 0.2
+"""Weight of the newest batch in the running mean of seconds an item."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Bounds of one batcher.
+
+    Attributes:
+        max_batch: Items run together, at least 1.
+        max_items: Items admitted at a time, waiting or running, at least max_batch; past it callers are refused.
+        max_delay_s: How long an idle runner waits for a fuller batch, seconds; 0 starts at once.
+    """
+
+    max_batch: int = 32
+    max_items: int = 1024
+    max_delay_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, got {self.max_batch}")
+        if self.max_items < self.max_batch:
+            raise ValueError(f"max_items must be at least max_batch ({self.max_batch}), got {self.max_items}")
+        if self.max_delay_s < 0:
+            raise ValueError(f"max_delay_s must not be negative, got {self.max_delay_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one batch was like, for the metrics.
+
+    Attributes:
+        name: The batcher's.
+        size: Items in it.
+        waiting: Items left waiting when it started.
+        queue_s: Longest wait in it, seconds.
+        run_s: The run itself, seconds.
+        failed: Whether the run raised.
+    """
+
+    name: str
+    size: int
+    waiting: int
+    queue_s: float
+    run_s: float
+    failed: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[T, R]):
+    item: T
+    future: asyncio.Future[R]
+    since_s: float
+
+
+class Lane(Generic[T, R]):
+    """One call's place in the queue; made by `Batcher.admit`, used inside its `with` block.
+
+    Attributes:
+        window: How many of the call's items may be in `run` at a time.
+    """
+
+    def __init__(self, batcher: "Batcher[T, R]", window: int) -> None:
+        self.window = window
+        self._batcher = batcher
+        self._in_flight = 0
+        self._entries: deque[_Entry[T, R]] = deque()
+
+    async def run(self, items: Sequence[T]) -> list[R]:
+        """Run items in whatever batches come; result i belongs to items[i].
+
+        Cancelling it withdraws the items that have not started.
+
+        Raises:
+            ValueError: If more than `window` of the call's items would be in flight.
+            Unavailable: If the batcher closes.
+            Exception: What the run of a batch with one of the items raised.
+        """
+        if self._in_flight + len(items) > self.window:
+            raise ValueError(f"at most {self.window} items at a time, got {len(items)} beside {self._in_flight}")
+        self._in_flight += len(items)
+        futures = self._batcher._enqueue(self, items)
+        try:
+            return list(await asyncio.gather(*futures))
+        finally:
+            self._in_flight -= len(items)
+
+
+class Batcher(Generic[T, R]):
+    """Runs items of concurrent callers in batches on a thread of its own. All methods belong to one event loop.
+
+    Args:
+        run: Takes 1 to max_batch items, returns a result for each, in order; blocks; runs on one thread only.
+        name: For logs, metrics and messages.
+        limits: Its bounds.
+        on_batch: Told about every batch, on the event loop.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[T]], Sequence[R]],
+        *,
+        name: str,
+        limits: BatchLimits | None = None,
+        on_batch: Callable[[BatchReport], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.limits = limits or BatchLimits()
+        self._run = run
+        self._on_batch = on_batch
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"batch-{name}")
+        self._lanes: deque[Lane[T, R]] = deque()
+        self._admitted = 0
+        self._waiting = 0
+        self._item_s = 0.0
+        self._runner: asyncio.Task[None] | None = None
+        self._full = asyncio.Event()
+        self._closed = False
+
+    @property
+    def admitted(self) -> int:
+        """Items that callers hold a place for."""
+        return self._admitted
+
+    @property
+    def waiting(self) -> int:
+        """Items that no batch has taken yet."""
+        return self._waiting
+
+    @contextlib.contextmanager
+    def admit(self, items: int) -> Iterator[Lane[T, R]]:
+        """Take places for a call of `items` items, at most two batches of them: one runs while the next is prepared.
+
+        Raises:
+            Overloaded: If the places are taken; nothing was done, and the error says when to come back.
+            Unavailable: If the batcher closes.
+        """
+        if self._closed:
+            raise Unavailable(f"{self.name} is shutting down")
+        window = min(items, 2 * self.limits.max_batch, self.limits.max_items)
+        if self._admitted + window > self.limits.max_items:
+            raise Overloaded(
+                f"the queue of {self.name} is full: {self._admitted} items, the limit is {self.limits.max_items}",
+                retry_after_s=min(max(self._admitted * self._item_s, _RETRY_MIN_S), _RETRY_MAX_S),
+                metadata={"model": self.name, "items": str(self._admitted), "limit": str(self.limits.max_items)},
+            )
+        self._admitted += window
+        lane = Lane(self, window)
+        try:
+            yield lane
+        finally:
+            self._admitted -= window
+            self._withdraw(lane)
+
+    async def close(self) -> None:
+        """Refuse new calls, let the running batch finish, answer those who wait with Unavailable."""
+        self._closed = True
+        for lane in self._lanes:
+            for entry in lane._entries:
+                if not entry.future.done():
+                    entry.future.set_exception(Unavailable(f"{self.name} is shutting down"))
+        self._full.set()
+        if self._runner is not None:
+            await self._runner
+        self._executor.shutdown(wait=False)
+
+    def _enqueue(self, lane: Lane[T, R], items: Sequence[T]) -> list[asyncio.Future[R]]:
+        if self._closed:
+            raise Unavailable(f"{self.name} is shutting down")
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
+        if not futures:
+            return futures
+        if not lane._entries:
+            self._lanes.append(lane)
+        now = time.perf_counter()
+        lane._entries.extend(_Entry(item, future, now) for item, future in zip(items, futures, strict=True))
+        self._waiting += len(futures)
+        if self._waiting >= self.limits.max_batch:
+            self._full.set()
+        if self._runner is None:
+            # The task begins after the callers that are ready now have queued: they share its first batch.
+            self._runner = loop.create_task(self._work(), name=f"batch-{self.name}")
+        return futures
+
+    def _withdraw(self, lane: Lane[T, R]) -> None:
+        """Forget what a vanished caller left waiting, so that the places it gives back are really free."""
+        if lane._entries:
+            self._waiting -= len(lane._entries)
+            lane._entries.clear()
+            self._lanes.remove(lane)
+
+    async def _work(self) -> None:
+        try:
+            while self._lanes:
+                if self.limits.max_delay_s:
+                    await self._fill()
+                if batch := self._take():
+                    await self._execute(batch)
+        finally:
+            self._runner = None
+
+    async def _fill(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.max_delay_s):
+                await self._full.wait()
+
+    def _take(self) -> list[_Entry[T, R]]:
+        """The next batch: each waiting call's share in turn, then the rest of the room in turn again."""
+        batch: list[_Entry[T, R]] = []
+        while self._lanes and len(batch) < self.limits.max_batch:
+            share = max(1, (self.limits.max_batch - len(batch)) // len(self._lanes))
+            lane = self._lanes.popleft()
+            taken = 0
+            while lane._entries and taken < share:
+                entry = lane._entries.popleft()
+                self._waiting -= 1
+                if not entry.future.done():
+                    batch.append(entry)
+                    taken += 1
+            if lane._entries:
+                self._lanes.append(lane)
+        if self._waiting < self.limits.max_batch:
+            self._full.clear()
+        return batch
+
+    async def _execute(self, batch: list[_Entry[T, R]]) -> None:
+        start = time.perf_counter()
+        queue_s = start - min(entry.since_s for entry in batch)
+        waiting = self._waiting
+        error: Exception | None = None
+        results: Sequence[R] = ()
+        try:
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(self._executor, self._run, [entry.item for entry in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{self.name} gave {len(results)} results for {len(batch)} items. This is a bug.")
+        except Exception as caught:
+            _LOG.warning("a batch of %d failed in %s: %r", len(batch), self.name, caught)
+            error = caught
+        run_s = time.perf_counter() - start
+        for i, entry in enumerate(batch):
+            if entry.future.done():
+                continue
+            if error is not None:
+                entry.future.set_exception(error)
+            else:
+                entry.future.set_result(results[i])
+        per_item = run_s / len(batch)
+        self._item_s = per_item if not self._item_s else self._item_s + _SMOOTHING * (per_item - self._item_s)
+        if self._on_batch is not None:
+            try:
+                self._on_batch(BatchReport(self.name, len(batch), waiting, queue_s, run_s, error is not None))
+            except Exception:
+                # Losing a figure is better than a queue that nobody works off.
+                _LOG.exception("the report of a batch of %s was refused", self.name)

@@ -1,0 +1,83 @@
+"""The controller's hand on a store: its galleries and, on a local folder, its lock."""
+
+import time
+from collections.abc import Sequence
+
+from likewise.server.errors import AlreadyExists, NotFound
+from likewise.shards.lock import StoreLock, StoreLocked
+from likewise.shards.spec import GallerySpec
+from likewise.shards.store import GalleryExists, GalleryNotFound, Store, local_folder
+
+
+class StoreCatalogue:
+    """`Catalogue` of a store; holds the lock of a local one until closed.
+
+    Args:
+        uri: The store.
+        lock_wait_s: Longest wait for the lock.
+
+    Raises:
+        StoreLocked: If another process has the store and keeps it.
+    """
+
+    def __init__(self, uri: str, *, lock_wait_s: float) -> None:
+        folder = local_folder(uri)
+        self._lock = None if folder is None else StoreLock(folder)
+        if self._lock is not None:
+            _acquire(self._lock, lock_wait_s)
+        try:
+            self._store = Store(uri)
+        except BaseException:
+            self.close()
+            raise
+
+    def specs(self) -> Sequence[GallerySpec]:
+        """See `Catalogue.specs`."""
+        return [self._store.open(name).spec for name in self._store.galleries()]
+
+    def create(self, spec: GallerySpec) -> None:
+        """See `Catalogue.create`.
+
+        Raises:
+            AlreadyExists: If the name is taken.
+        """
+        try:
+            self._store.create(spec)
+        except GalleryExists as error:
+            raise AlreadyExists(str(error), reason="GALLERY_EXISTS", metadata={"gallery": spec.name}) from error
+
+    def delete(self, name: str) -> None:
+        """See `Catalogue.delete`.
+
+        Raises:
+            NotFound: If there is none.
+        """
+        try:
+            self._store.delete(name)
+        except GalleryNotFound as error:
+            raise NotFound(str(error), reason="GALLERY_NOT_FOUND", metadata={"gallery": name}) from error
+
+    def version(self, name: str) -> int:
+        """See `Catalogue.version`."""
+        return self._store.open(name).version
+
+    def serving_at(self, address: str) -> None:
+        """Say in the store's lock where the galleries are served, for whoever finds it taken."""
+        if self._lock is not None:
+            self._lock.update_address(address)
+
+    def close(self) -> None:
+        """See `Catalogue.close`."""
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _acquire(lock: StoreLock, wait_s: float) -> None:
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            return lock.acquire()
+        except StoreLocked:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.25)

@@ -1,0 +1,106 @@
+"""The controller as a named, detached Ray actor with its own gRPC server."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+import ray
+
+from likewise.internal.v1 import controller_service_pb2_grpc as pb_grpc
+from likewise.server.cluster.catalogue import StoreCatalogue
+from likewise.server.cluster.controller import Controller
+from likewise.server.cluster.controller_servicer import ControllerServicer
+from likewise.server.cluster.hosts import HostOptions, known_models
+from likewise.server.cluster.ray_placement import RayPlacement, Resources
+from likewise.server.remote.channels import Endpoint
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerOptions:
+    """How a controller works.
+
+    Attributes:
+        host: How the parts are hosted; names the store.
+        resources: What Ray sets aside for them.
+        encoder_replicas: Of each model family.
+        namespace: Ray namespace of all actors.
+        lock_wait_s: Longest wait for a local store's lock: a killed cluster's processes take a moment to go.
+    """
+
+    host: HostOptions
+    resources: Resources = field(default_factory=Resources)
+    encoder_replicas: int = 1
+    namespace: str = "likewise"
+    lock_wait_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What became of a controller's start: one of host:port and the reason why not."""
+
+    address: str = ""
+    failure: str = ""
+
+
+class ControllerActor:
+    """Hosts a `Controller`. Restarted by Ray, it takes up the store and the running parts again by itself."""
+
+    def __init__(self, options: ControllerOptions) -> None:
+        logging.basicConfig(level=options.host.log_level, format="%(levelname)s %(name)s: %(message)s")
+        self._options = options
+        self._starting = asyncio.Lock()
+        self._controller: Controller | None = None
+        self._catalogue: StoreCatalogue | None = None
+        self._endpoint: Endpoint | None = None
+        self._address = ""
+        # Nobody may ask after a restart: without a router there is still a cluster to keep up.
+        ray.get_runtime_context().current_actor.start.remote()
+
+    async def start(self) -> Started:
+        """Serve, once a process."""
+        async with self._starting:
+            if not self._address:
+                try:
+                    self._address = await self._start()
+                except Exception as error:
+                    # Returned, not raised: an exception crosses processes only if its text can rebuild it.
+                    _log.error("the controller does not start", exc_info=error)
+                    return Started(failure=str(error))
+        return Started(address=self._address)
+
+    async def store(self) -> str:
+        """URI of the store it works on, as its options name it."""
+        return self._options.host.store.uri
+
+    async def serving_at(self, address: str) -> None:
+        """Where a router serves: told to whoever finds the store taken."""
+        if self._catalogue is not None:
+            await asyncio.to_thread(self._catalogue.serving_at, address)
+
+    async def stop(self) -> None:
+        """End every part, then stop serving; the actor can be killed afterwards."""
+        async with self._starting:
+            if self._endpoint is not None:
+                await self._endpoint.stop(grace_s=0.5)
+            if self._controller is not None:
+                await self._controller.close(stop_parts=True)
+
+    async def _start(self) -> str:
+        options = self._options
+        models = await asyncio.to_thread(known_models, options.host.models)
+        if self._catalogue is None:
+            uri = options.host.store.uri
+            self._catalogue = await asyncio.to_thread(StoreCatalogue, uri, lock_wait_s=options.lock_wait_s)
+        placement = RayPlacement(options.host, options.resources, namespace=options.namespace)
+        self._controller = Controller(self._catalogue, placement, models=models, replicas=options.encoder_replicas)
+        await self._controller.start()
+        self._endpoint = Endpoint(
+            options.host.listen or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        )
+        pb_grpc.add_ControllerServiceServicer_to_server(ControllerServicer(self._controller), self._endpoint.server)
+        return await self._endpoint.start()
+
+
+RemoteController = ray.remote(ControllerActor)

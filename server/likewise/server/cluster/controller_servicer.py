@@ -1,0 +1,39 @@
+"""`ControllerService` around a controller."""
+
+from collections.abc import AsyncIterator
+
+from likewise.internal.v1 import controller_service_pb2 as pb
+from likewise.internal.v1 import controller_service_pb2_grpc as pb_grpc
+from likewise.server.cluster.controller import Controller
+from likewise.server.remote.channels import Context
+from likewise.shards import spec as specs
+from likewise.v1 import gallery_service_pb2
+
+
+class ControllerServicer(pb_grpc.ControllerServiceServicer):
+    """Answers routers."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        """See the proto."""
+        async for table in self._controller.board.watch(request.known_version):
+            yield pb.WatchResponse(table=table)
+
+    async def CreateGallery(self, request: pb.CreateGalleryRequest, context: Context) -> pb.CreateGalleryResponse:
+        """See the proto."""
+        return pb.CreateGalleryResponse(gallery=await self._controller.create(_spec(request.spec)))
+
+    async def UpdateGallery(self, request: pb.UpdateGalleryRequest, context: Context) -> pb.UpdateGalleryResponse:
+        """See the proto."""
+        return pb.UpdateGalleryResponse(gallery=await self._controller.update(_spec(request.spec)))
+
+    async def DeleteGallery(self, request: pb.DeleteGalleryRequest, context: Context) -> pb.DeleteGalleryResponse:
+        """See the proto."""
+        await self._controller.delete(request.name)
+        return pb.DeleteGalleryResponse()
+
+
+def _spec(message: gallery_service_pb2.GallerySpec) -> specs.GallerySpec:
+    return specs.from_message(gallery_service_pb2.Gallery(spec=message))

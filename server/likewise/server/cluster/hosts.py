@@ -1,0 +1,330 @@
+"""What runs inside an actor: one part, built as the embedded server builds it, behind a gRPC server. No Ray here."""
+
+import asyncio
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from likewise.export.manifest import Manifest, Repository
+from likewise.internal.v1 import controller_service_pb2 as pb
+from likewise.internal.v1 import shard_service_pb2_grpc, writer_service_pb2_grpc
+from likewise.server.batcher import BatchLimits
+from likewise.server.cluster.parts import EncoderPart, Part, Serving, ShardPart, WriterPart
+from likewise.server.errors import ServiceError
+from likewise.server.galleries import CACHE_FOLDER, StoreOptions
+from likewise.server.images import ImageLimits
+from likewise.server.models import OnnxModels, read_repositories
+from likewise.server.remote.channels import Channels, Endpoint
+from likewise.server.remote.delta_sink import RemoteSink
+from likewise.server.remote.inference_servicer import InferenceServicer
+from likewise.server.remote.shard_servicer import ShardServicer
+from likewise.server.remote.shard_stub import ShardRoute, ShardStub
+from likewise.server.remote.writer_servicer import WriterServicer
+from likewise.server.session import Runtime
+from likewise.shards.cache import SealedCache
+from likewise.shards.committer import Match
+from likewise.shards.filter import compile_message
+from likewise.shards.gallery_store import GalleryStore
+from likewise.shards.partition import Partition
+from likewise.shards.shard import Shard
+from likewise.shards.spec import GallerySpec
+from likewise.shards.store import GalleryNotFound, Store, local_folder
+from likewise.shards.writer import GalleryWriter
+from likewise.v1 import common_pb2, model_service_pb2
+
+_KINDS: Final = {
+    "image_encoder": model_service_pb2.MODEL_KIND_IMAGE_ENCODER,
+    "text_encoder": model_service_pb2.MODEL_KIND_TEXT_ENCODER,
+    "composer": model_service_pb2.MODEL_KIND_COMPOSER,
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """How parts are hosted.
+
+    Attributes:
+        store: The store, the same for every node, and the bounds of shards and writers.
+        models: Model repositories besides the built-in one.
+        listen: Interface of the parts' gRPC servers; "": the node's own address in the cluster.
+        threads: Threads of one part for search or inference.
+        images: What images are refused.
+        batch: Bounds of each model's batcher.
+        log_level: Least severe record written.
+    """
+
+    store: StoreOptions
+    models: tuple[Path, ...] = ()
+    listen: str = ""
+    threads: int = 1
+    images: ImageLimits = field(default_factory=ImageLimits)
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    log_level: str = "INFO"
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder for sealed indexes; None for none."""
+        folder = local_folder(self.store.uri)
+        return self.store.cache or (None if folder is None else folder / CACHE_FOLDER)
+
+
+class Host(Protocol):
+    """A part and its server."""
+
+    async def start(self) -> Serving:
+        """Load and serve; again: say the same."""
+        ...
+
+    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+        """See `PlacedPart.follow`."""
+        ...
+
+    async def update(self, spec: GallerySpec) -> None:
+        """See `PlacedPart.update`."""
+        ...
+
+    async def stop(self, *, grace_s: float, discard: bool) -> None:
+        """See `PlacedPart.stop`."""
+        ...
+
+
+def make_host(part: Part, options: HostOptions) -> Host:
+    """The host of a part; nothing is loaded yet."""
+    match part:
+        case ShardPart():
+            return ShardHost(part, options)
+        case WriterPart():
+            return WriterHost(part, options)
+        case EncoderPart():
+            return EncoderHost(part, options)
+
+
+def known_models(folders: Sequence[Path]) -> tuple[pb.ModelRoute, ...]:
+    """Every model of the built-in repository and of `folders`, without addresses. Blocking; opens none.
+
+    Raises:
+        ModelsError: If a folder is no model repository.
+    """
+    return tuple(
+        pb.ModelRoute(
+            model=model_service_pb2.Model(
+                name=of.name,
+                version=of.version,
+                kind=_KINDS[of.kind],
+                family=of.family,
+                dim=of.dim,
+                space=of.space,
+                state=model_service_pb2.MODEL_STATE_LOADING,
+                files=dict(of.files),
+            ),
+            manifest=_text(of),
+        )
+        for repository in read_repositories(folders)
+        for of in (model.manifest for model in repository.models)
+    )
+
+
+class ShardHost:
+    """One replica of a shard."""
+
+    def __init__(self, part: ShardPart, options: HostOptions) -> None:
+        self._part = part
+        self._options = options
+        self._endpoint = Endpoint(options.listen)
+        self._shard: Shard | None = None
+        self._serving: Serving | None = None
+
+    async def start(self) -> Serving:
+        """See `Host.start`."""
+        if self._serving is None:
+            part, options = self._part, self._options
+            gallery = await asyncio.to_thread(_open, options, part.spec)
+            # The store's description: it may have changed since the part was placed. The partition is the part's own.
+            spec = dataclasses.replace(gallery.spec, shards=part.spec.shards)
+            shard = Shard(
+                spec,
+                part.shard,
+                Partition(gallery, part.shard, spec.shards),
+                cache=options.cache,
+                limits=options.store.shard,
+            )
+            await shard.start()
+            self._shard = shard
+            servicer = ShardServicer(shard, shard, spec=spec, number=part.shard)
+            shard_service_pb2_grpc.add_ShardServiceServicer_to_server(servicer, self._endpoint.server)
+            self._serving = Serving(await self._endpoint.start())
+        return self._serving
+
+    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+        """Shards follow nobody: the writer comes to them."""
+
+    async def update(self, spec: GallerySpec) -> None:
+        """See `Host.update`."""
+        if self._shard is not None:
+            await self._shard.update(dataclasses.replace(spec, shards=self._part.spec.shards))
+
+    async def stop(self, *, grace_s: float, discard: bool) -> None:
+        """See `Host.stop`."""
+        await self._endpoint.stop(grace_s=grace_s)
+        if self._shard is not None:
+            await self._shard.close()
+        if discard and self._options.cache is not None:
+            cache = SealedCache(self._options.cache, self._part.spec, self._part.shard)
+            for space in self._part.spec.spaces:
+                await asyncio.to_thread(cache.discard, space)
+
+
+class WriterHost:
+    """A gallery's writer. It commits; the lock of the store is the controller's."""
+
+    def __init__(self, part: WriterPart, options: HostOptions) -> None:
+        self._part = part
+        self._options = options
+        self._endpoint = Endpoint(options.listen)
+        self._channels = Channels()
+        self._sinks: dict[tuple[int, str], RemoteSink] = {}
+        self._writer: GalleryWriter | None = None
+        self._serving: Serving | None = None
+        self._following = asyncio.Lock()
+
+    async def start(self) -> Serving:
+        """See `Host.start`."""
+        if self._serving is None:
+            gallery = await asyncio.to_thread(_open, self._options, self._part.spec)
+            writer = GalleryWriter(gallery, _match(gallery), limits=self._options.store.writer)
+            await writer.start()
+            self._writer = writer
+            servicer = WriterServicer(writer, gallery_id=self._part.spec.gallery_id)
+            writer_service_pb2_grpc.add_WriterServiceServicer_to_server(servicer, self._endpoint.server)
+            self._serving = Serving(await self._endpoint.start())
+        return self._serving
+
+    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+        """Push commits to these addresses from now on; a new one is told the version first: it may have missed it."""
+        async with self._following:
+            if self._writer is None:
+                return
+            wanted = {(shard, address) for shard, addresses in enumerate(shards) for address in addresses}
+            for key in self._sinks.keys() - wanted:
+                sink = self._sinks.pop(key)
+                await self._writer.remove_sink(sink)
+                await sink.close()
+            for shard, address in sorted(wanted - self._sinks.keys()):
+                sink = self._sink(self._writer, shard, address)
+                self._sinks[shard, address] = sink
+                self._writer.add_sink(sink)
+                await sink.follow(await self._writer.version())
+            await self._channels.keep({address for _, address in wanted})
+
+    async def update(self, spec: GallerySpec) -> None:
+        """See `Host.update`."""
+        if self._writer is not None and self._writer.spec != spec:
+            await self._writer.update_spec(spec)
+
+    async def stop(self, *, grace_s: float, discard: bool) -> None:
+        """See `Host.stop`; what waits is committed."""
+        await self._endpoint.stop(grace_s=grace_s)
+        if self._writer is not None:
+            await self._writer.close()
+        for sink in self._sinks.values():
+            await sink.close()
+        await self._channels.close()
+
+    def _sink(self, writer: GalleryWriter, shard: int, address: str) -> RemoteSink:
+        spec = writer.spec
+        route: ShardRoute = ShardRoute(
+            f"shard {shard} of gallery {spec.name!r}",
+            self._channels,
+            shard_service_pb2_grpc.ShardServiceStub,
+            addresses=[address],
+        )
+        return RemoteSink(ShardStub(route, gallery_id=spec.gallery_id, shard=shard), spec=spec, shard=shard)
+
+
+class EncoderHost:
+    """The models of one family."""
+
+    def __init__(self, part: EncoderPart, options: HostOptions) -> None:
+        self._part = part
+        self._options = options
+        self._endpoint = Endpoint(options.listen)
+        self._models: OnnxModels | None = None
+        self._serving: Serving | None = None
+
+    async def start(self) -> Serving:
+        """See `Host.start`. A model that cannot be opened is served all the same: it says why to whoever calls it."""
+        if self._serving is None:
+            options, family = self._options, self._part.family
+            repositories = await asyncio.to_thread(read_repositories, options.models)
+            self._models = OnnxModels(
+                repositories,
+                runtime=Runtime(threads=options.threads),
+                batch=options.batch,
+                images=options.images,
+                workers=options.threads,
+            )
+            try:
+                await self._models.load([family])
+            except ServiceError as error:
+                _log.error("family %s: %s", family, error)
+            InferenceServicer([self._models.family(family)]).register(self._endpoint.server)
+            routes = _routes(self._models.models(), repositories, family)
+            self._serving = Serving(await self._endpoint.start(), routes)
+        return self._serving
+
+    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+        """Encoders follow nobody."""
+
+    async def update(self, spec: GallerySpec) -> None:
+        """Encoders know no gallery."""
+
+    async def stop(self, *, grace_s: float, discard: bool) -> None:
+        """See `Host.stop`."""
+        await self._endpoint.stop(grace_s=grace_s)
+        if self._models is not None:
+            await self._models.close()
+
+
+def _open(options: HostOptions, wanted: GallerySpec) -> GalleryStore:
+    """The gallery, if it is still the one that the part was placed for. Blocking."""
+    gallery = Store(options.store.uri).open(wanted.name)
+    if gallery.spec.gallery_id != wanted.gallery_id:
+        raise GalleryNotFound(f"gallery {wanted.name!r} is {gallery.spec.gallery_id} now, not {wanted.gallery_id}")
+    return gallery
+
+
+def _match(gallery: GalleryStore) -> Match:
+    def match(rows: pa.Table, condition: common_pb2.Filter) -> npt.NDArray[np.bool_]:
+        # The store's description, not one kept here: attributes may have been added since.
+        return compile_message(condition, gallery.spec.attributes).mask(rows)
+
+    return match
+
+
+def _routes(
+    models: Sequence[model_service_pb2.Model], repositories: Sequence[Repository], family: str
+) -> tuple[pb.ModelRoute, ...]:
+    texts = {
+        (model.manifest.name, model.manifest.version): _text(model.manifest)
+        for repository in repositories
+        for model in repository.models
+    }
+    return tuple(
+        pb.ModelRoute(model=model, manifest=texts[model.name, model.version])
+        for model in models
+        if model.family == family
+    )
+
+
+def _text(manifest: Manifest) -> str:
+    return json.dumps(dataclasses.asdict(manifest))

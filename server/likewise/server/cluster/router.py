@@ -1,0 +1,52 @@
+"""What a router sees of a cluster: its galleries and models, as the controller's table says. No Ray here."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from likewise.internal.v1 import controller_service_pb2 as pb
+from likewise.server.cluster.follower import Follower
+from likewise.server.cluster.routed import RoutedGalleries, RoutedModels
+from likewise.server.remote.channels import Channels
+
+
+class Routing:
+    """Galleries and models that follow a controller.
+
+    Args:
+        resolve: Says where the controller is, now and whenever its connection is lost.
+
+    Attributes:
+        galleries: Of the cluster.
+        models: Of the cluster.
+    """
+
+    def __init__(self, resolve: Callable[[], Awaitable[str]]) -> None:
+        self._channels = Channels()
+        self.galleries = RoutedGalleries(self._channels)
+        self.models = RoutedModels(self._channels)
+        self._follower = Follower(resolve, self._channels, self._take)
+        self.galleries.follow(self._follower)
+
+    async def start(self, *, timeout_s: float) -> None:
+        """Follow the controller; returns when every part it lists is up.
+
+        Raises:
+            TimeoutError: If they are not in time.
+        """
+        async with asyncio.timeout(timeout_s):
+            await self._follower.start()
+            await self._follower.wait_for(_complete)
+
+    async def close(self) -> None:
+        """Stop following and close all channels."""
+        await self._follower.close()
+        await self._channels.close()
+
+    def _take(self, table: pb.RoutingTable) -> None:
+        self.galleries.take(table)
+        self.models.take(table)
+
+
+def _complete(table: pb.RoutingTable) -> bool:
+    galleries = all(g.writer and all(shard.addresses for shard in g.shards) for g in table.galleries)
+    return galleries and all(model.addresses for model in table.models)

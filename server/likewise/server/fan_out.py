@@ -1,0 +1,201 @@
+"""One search over all shards of a gallery: at once, within the caller's deadline, under its policy for partial answers.
+
+Under FAIL the first shard that fails ends the call, with the shard's number in the error. Under ALLOW the rest answers,
+and what is missing is told with its number of items; an answer of no shard at all is an error under either, because
+nothing was searched. What is the caller's own fault (an attribute that is not there) is never a degradation.
+"""
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from likewise.server import failures
+from likewise.server.errors import (
+    DeadlinePassed,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+    Unimplemented,
+)
+from likewise.server.protocols import GalleryHandle
+from likewise.server.remote import deadlines
+from likewise.server.validate_search import Partial
+from likewise.shards.protocols import F32, SearchOptions, ShardHits, ShardSearch
+from likewise.v1 import search_service_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+SHARD_UNAVAILABLE: Final = "SHARD_UNAVAILABLE"
+SHARD_TIMEOUT: Final = "SHARD_TIMEOUT"
+SHARD_OVERLOADED: Final = "SHARD_OVERLOADED"
+SHARD_FAILED: Final = "SHARD_FAILED"
+
+_RETRY_S: Final = 1.0
+# What is kept of the deadline for merging and replying: a tenth, at most 100 ms.
+_RESERVED_SHARE: Final = 0.1
+_RESERVED_MAX_S: Final = 0.1
+
+_CALLERS_FAULT: Final = (InvalidRequest, NotFound, FailedPrecondition, Unimplemented)
+
+
+class LiveCounts:
+    """How many live rows each shard had when it last answered, to say what is missing when it does not."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, int], int] = {}
+
+    def note(self, gallery_id: str, shard: int, rows: int) -> None:
+        """Remember what a shard said."""
+        self._rows[gallery_id, shard] = rows
+
+    def known(self, gallery_id: str, shard: int) -> int | None:
+        """Rows of the shard, None if it never answered."""
+        return self._rows.get((gallery_id, shard))
+
+
+@dataclass(frozen=True, slots=True)
+class FanOut:
+    """What came back.
+
+    Attributes:
+        answers: Hits by shard number, of the shards that answered.
+        coverage: What was searched of what there is.
+        elapsed_us: From the first call to the last answer, microseconds.
+    """
+
+    answers: Mapping[int, ShardHits]
+    coverage: pb.Coverage
+    elapsed_us: int
+
+
+async def fan_out(
+    handle: GalleryHandle, queries: F32, options: SearchOptions, *, partial: Partial, live: LiveCounts
+) -> FanOut:
+    """Search every shard of a gallery.
+
+    Cancelling it cancels the shards' calls.
+
+    Args:
+        handle: The gallery.
+        queries: (n, dim) unit vectors.
+        options: What they share.
+        partial: The caller's policy.
+        live: Row counts, read for missing shards and updated from the answers.
+
+    Raises:
+        Unavailable: SHARD_UNAVAILABLE or COVERAGE_BELOW_MINIMUM.
+        DeadlinePassed: If shards were still searching when the deadline came near.
+        Overloaded: If a shard's queue is full, under FAIL or when no shard answered.
+    """
+    started = time.perf_counter()
+    answers: dict[int, ShardHits] = {}
+    lost: dict[int, ServiceError] = {}
+    budget = _budget(deadlines.remaining_s())
+    context = contextvars.copy_context()
+    context.run(deadlines.set_deadline, budget)
+    tasks = [asyncio.create_task(_search(shard, queries, options), context=context.copy()) for shard in handle.shards]
+    try:
+        await asyncio.wait(
+            tasks,
+            timeout=budget,
+            return_when=asyncio.ALL_COMPLETED if partial.allowed else asyncio.FIRST_EXCEPTION,
+        )
+        for shard, task in enumerate(tasks):
+            if not task.done():
+                lost[shard] = DeadlinePassed(
+                    f"shard {shard} of gallery {handle.spec.name!r} was still searching when the deadline came near",
+                    reason=SHARD_TIMEOUT,
+                    metadata={"shard": str(shard)},
+                )
+            elif error := task.exception():
+                lost[shard] = _lost(handle, shard, error)
+            else:
+                answers[shard] = task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    elapsed_us = round((time.perf_counter() - started) * 1e6)
+    for shard, hits in answers.items():
+        live.note(handle.spec.gallery_id, shard, hits.plan.live)
+    # Under FAIL one failure cuts the others short: shards that were merely still searching are not the reason.
+    if lost and (not partial.allowed or not answers):
+        raise min(lost.values(), key=lambda error: isinstance(error, DeadlinePassed))
+    coverage = _coverage(handle, answers, lost, live)
+    if coverage.fraction < partial.min_coverage:
+        raise Unavailable(
+            f"{coverage.fraction:.1%} of gallery {handle.spec.name!r} could be searched, partial.min_coverage is "
+            f"{partial.min_coverage:.1%}; missing are the shards {sorted(lost)}",
+            reason="COVERAGE_BELOW_MINIMUM",
+            retry_after_s=_RETRY_S,
+            metadata={"coverage": f"{coverage.fraction:.6f}", "shards": ",".join(map(str, sorted(lost)))},
+        )
+    return FanOut(answers=answers, coverage=coverage, elapsed_us=elapsed_us)
+
+
+async def _search(shard: ShardSearch, queries: F32, options: SearchOptions) -> ShardHits:
+    return await shard.search(queries, options)
+
+
+def _budget(remaining_s: float | None) -> float | None:
+    if remaining_s is None:
+        return None
+    return remaining_s - min(remaining_s * _RESERVED_SHARE, _RESERVED_MAX_S)
+
+
+def _lost(handle: GalleryHandle, shard: int, error: BaseException) -> ServiceError:
+    """What a failing shard means, or the caller's own fault raised."""
+    what = f"shard {shard} of gallery {handle.spec.name!r}"
+    metadata = {"shard": str(shard)}
+    known = failures.known(error)
+    if isinstance(known, _CALLERS_FAULT):
+        raise error
+    match known:
+        case DeadlinePassed():
+            return DeadlinePassed(f"{what}: {known}", reason=SHARD_TIMEOUT, metadata=metadata)
+        case Overloaded():
+            return Overloaded(
+                f"{what}: {known}", reason=SHARD_OVERLOADED, retry_after_s=known.retry_after_s, metadata=metadata
+            )
+        case Unavailable():
+            return Unavailable(f"{what}: {known}", reason=SHARD_UNAVAILABLE, retry_after_s=_RETRY_S, metadata=metadata)
+    log.error("%s failed", what, exc_info=error)
+    return Unavailable(f"{what} failed", reason=SHARD_FAILED, retry_after_s=_RETRY_S, metadata=metadata)
+
+
+def _coverage(
+    handle: GalleryHandle, answers: Mapping[int, ShardHits], lost: Mapping[int, ServiceError], live: LiveCounts
+) -> pb.Coverage:
+    searched = sum(hits.plan.live for hits in answers.values())
+    missing = {shard: _missing_rows(handle, shard, answers, live) for shard in lost}
+    total = searched + sum(missing.values())
+    coverage = pb.Coverage(
+        fraction=searched / total if total else 1.0,
+        items_searched=searched,
+        items_total=total,
+        shards_ok=len(answers),
+        shards_total=len(handle.shards),
+    )
+    by_reason: dict[str, list[int]] = defaultdict(list)
+    for shard, error in lost.items():
+        by_reason[error.reason].append(shard)
+    for reason, shards in sorted(by_reason.items()):
+        coverage.degradations.add(reason=reason, items=sum(missing[shard] for shard in shards), shards=shards)
+    return coverage
+
+
+def _missing_rows(handle: GalleryHandle, shard: int, answers: Mapping[int, ShardHits], live: LiveCounts) -> int:
+    rows = live.known(handle.spec.gallery_id, shard)
+    if rows is not None:
+        return rows
+    # It never answered since this router started. Ids are spread by hash, so the others tell its size well enough.
+    sizes: Sequence[int] = [hits.plan.live for hits in answers.values()]
+    return round(sum(sizes) / len(sizes))

@@ -1,0 +1,192 @@
+"""Every metric of the process, and the HTTP endpoint that shows them.
+
+Base units, prefix `likewise_`, labels of bounded size: never an id, a text or a request. A registry is given, not
+global, so that two servers in one process (tests) do not share counters.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from likewise.v1 import gallery_service_pb2, model_service_pb2, search_service_pb2
+
+# 100 µs to 30 s: a cached vector search on loopback takes a few hundred µs, a cold batch of images seconds.
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 65536)
+_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+_SELECTIVITY = (0.0, 0.0001, 0.001, 0.01, 0.03, 0.1, 0.33, 0.5, 1.0)
+
+GalleryStats = gallery_service_pb2.GalleryServiceStatsResponse
+
+
+class Metrics:
+    """The metric families of one server; each attribute is one family.
+
+    Args:
+        registry: Where they are registered; one of their own when None.
+        version: Release of this server, told by `likewise_info`.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None, *, version: str) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+        self.rpc_requests = Counter("likewise_rpc_requests", "Calls finished.", ["method", "code"], registry=registry)
+        self.rpc_duration = Histogram(
+            "likewise_rpc_duration_seconds",
+            "Time of a call in the server.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.rpc_in_flight = Gauge("likewise_rpc_in_flight", "Calls in progress.", ["method"], registry=registry)
+        self.stage_duration = Histogram(
+            "likewise_stage_duration_seconds",
+            "Time of one stage of a search: decode, encode, compose, fan_out, shard, shard_queue, merge.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "likewise_batch_size", "Rows run as one batch.", ["part"], buckets=_ROWS, registry=registry
+        )
+        self.queue_depth = Gauge("likewise_queue_depth", "Rows waiting for a part.", ["part"], registry=registry)
+        self.rejected = Counter(
+            "likewise_rejected", "Requests refused to protect the server.", ["reason"], registry=registry
+        )
+        self.shard_requests = Counter(
+            "likewise_shard_requests",
+            "Searches of a shard by outcome: OK or the reason.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.plan = Counter("likewise_plan", "Shard searches by plan.", ["plan"], registry=registry)
+        self.plan_fallback = Counter(
+            "likewise_plan_fallback",
+            "Approximate searches that came short of k and were done exactly.",
+            registry=registry,
+        )
+        self.filter_selectivity = Histogram(
+            "likewise_filter_selectivity_ratio",
+            "Share of a gallery's live rows that a filter leaves.",
+            buckets=_SELECTIVITY,
+            registry=registry,
+        )
+        self.coverage = Histogram(
+            "likewise_coverage_ratio", "Share of the live items searched.", buckets=_SHARES, registry=registry
+        )
+        self.degraded = Counter("likewise_degraded", "Answers without every shard.", ["reason"], registry=registry)
+        self.written = Counter("likewise_items_written", "Items acknowledged.", ["operation"], registry=registry)
+        self.info = Gauge("likewise_info", "Always 1.", ["version"], registry=registry)
+        self.info.labels(version).set(1)
+
+    def search(self, response: search_service_pb2.SearchResponse) -> None:
+        """Count one finished search by what its answer says."""
+        timing = response.timing
+        for stage, microseconds in (
+            ("decode", timing.decode_us),
+            ("encode", timing.encode_us),
+            ("compose", timing.compose_us),
+            ("fan_out", timing.fan_out_us),
+            ("shard", timing.shard_max_us),
+            ("shard_queue", timing.shard_queue_max_us),
+            ("merge", timing.merge_us),
+        ):
+            if microseconds:
+                self.stage_duration.labels(stage).observe(microseconds / 1e6)
+        for shard in response.plan.shards:
+            self.plan.labels(plan_name(shard.kind)).inc()
+            if shard.fallback:
+                self.plan_fallback.inc()
+        self.coverage.observe(response.coverage.fraction)
+        self.shard_requests.labels("OK").inc(response.coverage.shards_ok)
+        for degradation in response.coverage.degradations:
+            self.degraded.labels(degradation.reason).inc()
+            self.shard_requests.labels(degradation.reason).inc(len(degradation.shards))
+
+    def batch(self, part: str, size: int, waiting: int) -> None:
+        """Note a batch that `part` ("shard" or a model's name/version) runs, and the rows left waiting for it."""
+        self.batch_size.labels(part).observe(size)
+        self.queue_depth.labels(part).set(waiting)
+
+    def watch_models(self, models: Callable[[], Iterable[model_service_pb2.Model]]) -> None:
+        """Show `likewise_model_info` from now on, read anew at each scrape."""
+        self.registry.register(_ModelInfo(models))
+
+    def watch_galleries(self, stats: Callable[[], Iterable[GalleryStats]]) -> None:
+        """Show `likewise_index_items` from now on, read anew at each scrape; `stats` must not block for long."""
+        self.registry.register(_IndexItems(stats))
+
+
+def plan_name(kind: int) -> str:
+    """Label of a `PlanKind`: "exact", "ann_filtered", ..."""
+    return search_service_pb2.PlanKind.Name(search_service_pb2.PlanKind.ValueType(kind))[len("PLAN_KIND_") :].lower()
+
+
+class _ModelInfo:
+    def __init__(self, models: Callable[[], Iterable[model_service_pb2.Model]]) -> None:
+        self._models = models
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        labels = ["model", "version", "kind", "state", "provider"]
+        family = GaugeMetricFamily("likewise_model_info", "Always 1.", labels=labels)
+        for model in self._models():
+            kind = model_service_pb2.ModelKind.Name(model.kind)[len("MODEL_KIND_") :].lower()
+            state = model_service_pb2.ModelState.Name(model.state)[len("MODEL_STATE_") :].lower()
+            family.add_metric([model.name, str(model.version), kind, state, model.provider], 1)
+        return [family]
+
+
+class _IndexItems:
+    def __init__(self, stats: Callable[[], Iterable[GalleryStats]]) -> None:
+        self._stats = stats
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        items = GaugeMetricFamily("likewise_index_items", "Rows of a shard.", labels=["gallery", "shard", "state"])
+        memory = GaugeMetricFamily(
+            "likewise_index_memory_bytes", "Vectors and index of a shard.", labels=["gallery", "shard"]
+        )
+        version = GaugeMetricFamily(
+            "likewise_index_version", "Store version a shard serves.", labels=["gallery", "shard"]
+        )
+        for gallery in self._stats():
+            name = gallery.gallery.spec.name
+            for shard in gallery.shards:
+                number = str(shard.shard)
+                for state in ("live", "sealed", "fresh", "tombstones"):
+                    items.add_metric([name, number, state], getattr(shard, state))
+                memory.add_metric([name, number], shard.memory_bytes)
+                version.add_metric([name, number], shard.version)
+        return [items, memory, version]
+
+
+class MetricsEndpoint:
+    """/metrics over HTTP on its own thread."""
+
+    def __init__(self, registry: CollectorRegistry, *, host: str, port: int) -> None:
+        """Start serving.
+
+        Raises:
+            OSError: If the address cannot be had.
+        """
+        self._server: WSGIServer
+        self._thread: threading.Thread
+        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

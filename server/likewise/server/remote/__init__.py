@@ -1,0 +1,1 @@
+"""The server's seams over gRPC: servicers around shards, writers and encoders, and stubs that stand for them."""

@@ -1,0 +1,44 @@
+"""`WriterService` around the writer of one gallery."""
+
+from likewise.internal.v1 import writer_service_pb2 as pb
+from likewise.internal.v1 import writer_service_pb2_grpc as pb_grpc
+from likewise.server.errors import FailedPrecondition
+from likewise.server.remote import arrow_ipc
+from likewise.server.remote.channels import Context
+from likewise.shards.protocols import Writer
+
+
+class WriterServicer(pb_grpc.WriterServiceServicer):
+    """Answers calls that mean this gallery and refuses all others."""
+
+    def __init__(self, writer: Writer, *, gallery_id: str) -> None:
+        self._writer = writer
+        self._gallery_id = gallery_id
+
+    async def Upsert(self, request: pb.WriterServiceUpsertRequest, context: Context) -> pb.WriterServiceUpsertResponse:
+        """See the proto."""
+        self._check(request.gallery_id)
+        result = await self._writer.upsert(arrow_ipc.decode(request.rows), request_id=request.request_id)
+        return pb.WriterServiceUpsertResponse(upserted=result.rows, version=result.version)
+
+    async def Delete(self, request: pb.WriterServiceDeleteRequest, context: Context) -> pb.WriterServiceDeleteResponse:
+        """See the proto."""
+        self._check(request.gallery_id)
+        result = await self._writer.delete(
+            ids=list(request.ids),
+            filter=request.filter if request.HasField("filter") else None,
+            request_id=request.request_id,
+        )
+        return pb.WriterServiceDeleteResponse(deleted=result.rows, version=result.version)
+
+    async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
+        """See the proto."""
+        self._check(request.gallery_id)
+        return pb.VersionResponse(version=await self._writer.version())
+
+    def _check(self, gallery_id: str) -> None:
+        if gallery_id != self._gallery_id:
+            raise FailedPrecondition(
+                f"the call means the writer of gallery {gallery_id!r}, this is that of {self._gallery_id!r}",
+                reason="ANOTHER_WRITER",
+            )

@@ -1,0 +1,59 @@
+"""A writer that lives behind a channel."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from likewise.internal.v1 import writer_service_pb2 as pb
+from likewise.internal.v1 import writer_service_pb2_grpc as pb_grpc
+from likewise.server.errors import InvalidRequest
+from likewise.server.remote import arrow_ipc
+from likewise.server.remote.channels import MAX_REQUEST_BYTES, Route
+from likewise.shards.protocols import WriteResult
+from likewise.v1 import common_pb2
+
+if TYPE_CHECKING:
+    WriterRoute = Route[pb_grpc.WriterServiceAsyncStub]
+else:
+    WriterRoute = Route
+
+
+class WriterStub:
+    """`Writer` over `WriterService`.
+
+    A call whose connection breaks ends with `Unavailable` although its commit may have happened; sent again with the
+    same request id it is committed at most once.
+    """
+
+    def __init__(self, route: WriterRoute, *, gallery_id: str) -> None:
+        self._route = route
+        self._gallery_id = gallery_id
+
+    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+        """See `Writer.upsert`.
+
+        Raises:
+            InvalidRequest: If the rows do not fit one message, which no public message of float32 vectors reaches.
+        """
+        data = arrow_ipc.encode(rows)
+        if len(data) > MAX_REQUEST_BYTES - (1 << 20):
+            raise InvalidRequest(f"{rows.num_rows} rows have {len(data)} bytes, the limit is {MAX_REQUEST_BYTES}")
+        request = pb.WriterServiceUpsertRequest(gallery_id=self._gallery_id, rows=data, request_id=request_id)
+        response = await self._route.call(lambda stub: stub.Upsert, request)
+        return WriteResult(rows=response.upserted, version=response.version)
+
+    async def delete(
+        self, *, ids: Sequence[str] = (), filter: common_pb2.Filter | None = None, request_id: str = ""
+    ) -> WriteResult:
+        """See `Writer.delete`."""
+        request = pb.WriterServiceDeleteRequest(
+            gallery_id=self._gallery_id, ids=ids, filter=filter, request_id=request_id
+        )
+        response = await self._route.call(lambda stub: stub.Delete, request)
+        return WriteResult(rows=response.deleted, version=response.version)
+
+    async def version(self) -> int:
+        """See `Writer.version`."""
+        response = await self._route.call(lambda stub: stub.Version, pb.VersionRequest(gallery_id=self._gallery_id))
+        return response.version

@@ -1,0 +1,294 @@
+"""The search pipeline: resolve → compose → fan out → merge → cut → reply.
+
+A search is prepared (everything up to its query vector) and then answered. Prepared searches that share gallery,
+options and policy are answered by one call to each shard, so that a batch costs one scan instead of many.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+import numpy as np
+
+from likewise.server import access_log, answer, content, plan, validate
+from likewise.server.compose import Composed, ImageReference, ReferenceInput, StoredReference, compose_query
+from likewise.server.errors import FailedPrecondition, NotFound, ServiceError
+from likewise.server.fan_out import FanOut, LiveCounts, fan_out
+from likewise.server.metrics import Metrics
+from likewise.server.protocols import Family, Galleries, GalleryHandle, Models
+from likewise.server.validate_search import ItemReference, Partial, Question, SearchQuery, question, search_query
+from likewise.shards.protocols import SearchOptions, ShardHits
+from likewise.shards.spec import GallerySpec, SpaceSpec, shard_hash
+from likewise.v1 import common_pb2
+from likewise.v1 import search_service_pb2 as pb
+
+T = TypeVar("T")
+
+_OFF_LOOP_CELLS: Final = 4_096
+"""Hits times columns from which merging and packing leaves the event loop: about a millisecond of work."""
+
+_OFF_LOOP_BYTES: Final = 1 << 18
+"""Image size from which its digest leaves the event loop: SHA-256 takes about a millisecond for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One search up to its query vector.
+
+    Attributes:
+        handle: The gallery.
+        query: What was asked.
+        composed: The query vector.
+        options: What the shards are told.
+        request_id: To echo.
+        started: `time.perf_counter()` when it came.
+    """
+
+    handle: GalleryHandle
+    query: SearchQuery
+    composed: Composed
+    options: SearchOptions
+    request_id: str
+    started: float
+
+    @property
+    def key(self) -> tuple[str, SearchOptions, Partial]:
+        """Searches with equal keys can be answered together."""
+        return self.handle.spec.gallery_id, self.options, self.query.partial
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """A reference looked up: what the query is composed from, and what the answer leaves out."""
+
+    reference: ReferenceInput | None
+    excluded_ids: tuple[str, ...] = ()
+    excluded_content: int | None = None
+
+
+class Searcher:
+    """Searches the galleries with the models; holds no state of its own but row counts.
+
+    Args:
+        models: Where galleries' encoders come from.
+        galleries: What can be searched.
+        metrics: Where plans and stages are counted.
+        executor: Runs hashing, merging and packing of large answers.
+    """
+
+    def __init__(self, *, models: Models, galleries: Galleries, metrics: Metrics, executor: Executor) -> None:
+        self._models = models
+        self._galleries = galleries
+        self._metrics = metrics
+        self._executor = executor
+        self._live = LiveCounts()
+
+    async def search(self, request: pb.SearchRequest) -> pb.SearchResponse:
+        """Answer one search."""
+        prepared = await self.prepare(request)
+        response = (await self.answer([prepared]))[0]
+        record = access_log.current()
+        record.hits = len(response.hits.ids)
+        record.plan = response.plan.summary
+        record.coverage = response.coverage.fraction if response.coverage.degradations else None
+        return response
+
+    async def prepare(self, request: pb.SearchRequest) -> Prepared:
+        """Check a search and make its query vector."""
+        started = time.perf_counter()
+        record = access_log.current()
+        handle = self._galleries.get(validate.required(request.gallery, "gallery"))
+        record.gallery = handle.spec.name
+        query = search_query(request, handle.spec)
+        record.k = query.k
+        version = await self._min_version(request, handle)
+        resolved = await self._resolve(query.question, handle, min_version=version)
+        composed = await self._compose(query.question, resolved.reference, handle.spec)
+        if not query.include_reference and isinstance(resolved.reference, ImageReference):
+            data = resolved.reference.data
+            digest = await self._run(len(data) >= _OFF_LOOP_BYTES, lambda: content.of_bytes(data))
+            resolved = replace(resolved, excluded_content=digest)
+        left_out = not query.include_reference
+        options = SearchOptions(
+            space=query.question.space.name,
+            k=query.k,
+            filter=query.filter,
+            exact=query.looking.exact,
+            ef=query.looking.ef,
+            nprobe=query.looking.nprobe,
+            over_fetch=query.looking.over_fetch,
+            excluded_ids=resolved.excluded_ids if left_out else (),
+            excluded_content=resolved.excluded_content if left_out else None,
+            attributes=query.attributes,
+            vectors=query.vectors,
+            min_version=version,
+        )
+        return Prepared(
+            handle=handle,
+            query=query,
+            composed=composed,
+            options=options,
+            request_id=query.request_id or record.request_id,
+            started=started,
+        )
+
+    async def answer(self, searches: Sequence[Prepared]) -> list[pb.SearchResponse]:
+        """Answer searches that have the same `key` with one call to each shard."""
+        first = searches[0]
+        queries = np.stack([search.composed.vector for search in searches])
+        try:
+            found = await fan_out(first.handle, queries, first.options, partial=first.query.partial, live=self._live)
+        except ServiceError as error:
+            if "shard" in error.metadata:
+                self._metrics.shard_requests.labels(error.reason).inc()
+            raise
+        cells = len(searches) * first.options.k * (1 + len(first.options.attributes) + first.options.vectors)
+        started = time.perf_counter()
+        hits = await self._run(
+            cells > _OFF_LOOP_CELLS,
+            lambda: answer.pack(
+                found.answers,
+                [search.query.cut for search in searches],
+                k=first.options.k,
+                spec=first.handle.spec,
+                space=first.query.question.space.digest,
+            ),
+        )
+        merge_us = round((time.perf_counter() - started) * 1e6)
+        responses = [_response(search, found, merged, merge_us) for search, merged in zip(searches, hits, strict=True)]
+        for response in responses:
+            self._metrics.search(response)
+        if first.options.filter and (live := found.coverage.items_searched):
+            allowed = sum(shard.plan.allowed for shard in found.answers.values())
+            self._metrics.filter_selectivity.observe(allowed / live)
+        return responses
+
+    async def compose(self, request: pb.ComposeRequest) -> pb.ComposeResponse:
+        """The query vector alone."""
+        started = time.perf_counter()
+        handle = self._galleries.get(validate.required(request.gallery, "gallery"))
+        access_log.current().gallery = handle.spec.name
+        asked = question(request.reference, request.conditions, request.space, handle.spec)
+        resolved = await self._resolve(asked, handle, min_version=0)
+        composed = await self._compose(asked, resolved.reference, handle.spec)
+        timing = _timing(composed)
+        timing.total_us = round((time.perf_counter() - started) * 1e6)
+        return pb.ComposeResponse(
+            vector=answer.vector_of(composed.vector, asked.space.digest),
+            composition=composed.composition,
+            models=composed.models,
+            timing=timing,
+            warnings=composed.warnings,
+        )
+
+    async def _min_version(self, request: pb.SearchRequest, handle: GalleryHandle) -> int:
+        if not request.HasField("at_least"):
+            return 0
+        return validate.min_version(request.at_least, handle.spec, await handle.writer.version())
+
+    async def _resolve(self, asked: Question, handle: GalleryHandle, *, min_version: int) -> _Resolved:
+        match asked.reference:
+            case ItemReference(item):
+                return await self._stored(item, asked.space, handle, min_version=min_version)
+            case reference:
+                return _Resolved(reference)
+
+    async def _stored(self, item: str, space: SpaceSpec, handle: GalleryHandle, *, min_version: int) -> _Resolved:
+        shard = handle.shards[shard_hash(item) % len(handle.shards)]
+        rows = await shard.fetch([item], space=space.name, vectors=True, min_version=min_version)
+        if not rows.batch.num_rows or rows.vectors is None or rows.norms is None:
+            raise NotFound(
+                f"gallery {handle.spec.name!r} has no item {validate.shown(item)}",
+                reason="ITEM_NOT_FOUND",
+                field="reference.item_id",
+            )
+        digest = rows.batch.column("content")[0].as_py()
+        raw = (rows.vectors[0] * rows.norms[0]).astype(np.float32)
+        return _Resolved(StoredReference(item, raw), excluded_ids=(item,), excluded_content=digest)
+
+    async def _compose(self, asked: Question, reference: ReferenceInput | None, spec: GallerySpec) -> Composed:
+        return await compose_query(
+            self._family(asked.space, spec), asked.space.dim, reference=reference, conditions=asked.conditions
+        )
+
+    def _family(self, space: SpaceSpec, spec: GallerySpec) -> Family | None:
+        return family_of(self._models, space, spec)
+
+    async def _run(self, large: bool, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work) if large else work()
+
+
+def family_of(models: Models, space: SpaceSpec, spec: GallerySpec) -> Family | None:
+    """The models that encode into a gallery's space; None for vectors only.
+
+    Raises:
+        FailedPrecondition: SPACE_MISMATCH if the models of that name are others than those the gallery was filled with.
+    """
+    if not space.encoder:
+        return None
+    family = models.family(space.encoder)
+    if family.space != space.digest:
+        raise FailedPrecondition(
+            f"gallery {spec.name!r} holds vectors of the space {space.digest!r}, "
+            f"the models {family.name!r} that are loaded encode into {family.space!r}",
+            reason="SPACE_MISMATCH",
+            metadata={"got": family.space, "expected": space.digest},
+        )
+    return family
+
+
+def _response(search: Prepared, found: FanOut, hits: pb.Hits, merge_us: int) -> pb.SearchResponse:
+    shards = [found.answers[number].plan for number in sorted(found.answers)]
+    timing = _timing(search.composed)
+    timing.fan_out_us = found.elapsed_us
+    timing.shard_max_us = max(shard.search_us for shard in found.answers.values())
+    timing.shard_queue_max_us = max(shard.queue_us for shard in found.answers.values())
+    timing.merge_us = merge_us
+    looking = search.query.looking
+    warnings = [
+        *search.composed.warnings,
+        *_excluded(search, found.answers),
+        *plan.unused(
+            shards,
+            ef=looking.ef is not None,
+            nprobe=looking.nprobe is not None,
+            over_fetch=looking.over_fetch is not None,
+        ),
+    ]
+    response = pb.SearchResponse(
+        hits=hits,
+        coverage=found.coverage,
+        timing=timing,
+        plan=pb.Plan(
+            summary=plan.summary(shards, filtered=bool(search.options.filter)),
+            shards=shards,
+            composition=search.composed.composition,
+        ),
+        models=search.composed.models,
+        version=min(shard.version for shard in found.answers.values()),
+        warnings=warnings,
+        request_id=search.request_id,
+    )
+    response.timing.total_us = round((time.perf_counter() - search.started) * 1e6)
+    return response
+
+
+def _timing(composed: Composed) -> pb.Timing:
+    return pb.Timing(decode_us=composed.decode_us, encode_us=composed.encode_us, compose_us=composed.compose_us)
+
+
+def _excluded(search: Prepared, answers: Mapping[int, ShardHits]) -> list[common_pb2.Warning]:
+    """Says that copies of an image were left out: unlike the id of a stored item, the caller did not name them."""
+    count = sum(hits.excluded for hits in answers.values())
+    if not count or search.options.excluded_ids:
+        return []
+    items = "1 item is an exact copy" if count == 1 else f"{count} items are exact copies"
+    return [
+        common_pb2.Warning(
+            code="REFERENCE_EXCLUDED",
+            message=f"{items} of the reference image and left out; set include_reference to have them",
+        )
+    ]

@@ -1,0 +1,93 @@
+"""A cluster in memory: parts that come and go when told to, and a store's catalogue."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+
+from likewise.internal.v1 import controller_service_pb2 as pb
+from likewise.server.cluster.parts import EncoderPart, Part, PlacedPart, Serving
+from likewise.server.errors import AlreadyExists
+from likewise.shards.spec import GallerySpec, SpaceSpec
+from likewise.v1 import model_service_pb2
+
+SPEC = GallerySpec(name="shoes", gallery_id="", spaces=(SpaceSpec("default", 4, "vectors:4"),), shards=2)
+MODEL = pb.ModelRoute(model=model_service_pb2.Model(name="shapes-image", version=1, family="shapes"), manifest="{}")
+
+
+class FakePart:
+    """A part that is lost when told so, and comes up at another port each time."""
+
+    ports = iter(range(10_000, 60_000))
+
+    def __init__(self, part: Part, placement: "FakePlacement") -> None:
+        self.part = part
+        self.followed: list[list[list[str]]] = []
+        self.specs: list[GallerySpec] = []
+        self.stopped: list[bool] = []
+        self._placement = placement
+        self._lost = asyncio.Event()
+
+    async def start(self) -> Serving:
+        if self.part.name in self._placement.broken:
+            raise RuntimeError("no memory")
+        self._lost = asyncio.Event()
+        models = (MODEL,) if isinstance(self.part, EncoderPart) else ()
+        return Serving(f"127.0.0.1:{next(self.ports)}", models)
+
+    async def wait_lost(self) -> None:
+        await self._lost.wait()
+
+    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+        self.followed.append([list(replicas) for replicas in shards])
+
+    async def update(self, spec: GallerySpec) -> None:
+        self.specs.append(spec)
+
+    async def stop(self, *, grace_s: float, discard: bool) -> None:
+        self.stopped.append(discard)
+        self._placement.parts.pop(self.part.name, None)
+
+    def lose(self) -> None:
+        self._lost.set()
+
+
+class FakePlacement:
+    """`Placement` that outlives a controller, as a cluster does."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, FakePart] = {}
+        self.broken: set[str] = set()
+
+    async def place(self, part: Part) -> PlacedPart:
+        return self.parts.setdefault(part.name, FakePart(part, self))
+
+    async def prune(self, wanted: Collection[str]) -> None:
+        for name in self.parts.keys() - set(wanted):
+            del self.parts[name]
+
+    def of(self, kind: type[Part]) -> list[FakePart]:
+        return [part for _, part in sorted(self.parts.items()) if isinstance(part.part, kind)]
+
+
+class FakeCatalogue:
+    """`Catalogue` in memory."""
+
+    def __init__(self) -> None:
+        self.galleries: dict[str, GallerySpec] = {}
+        self.closed = False
+
+    def specs(self) -> Sequence[GallerySpec]:
+        return list(self.galleries.values())
+
+    def create(self, spec: GallerySpec) -> None:
+        if spec.name in self.galleries:
+            raise AlreadyExists(f"the gallery {spec.name!r} exists already")
+        self.galleries[spec.name] = spec
+
+    def delete(self, name: str) -> None:
+        del self.galleries[name]
+
+    def version(self, name: str) -> int:
+        return 3
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,121 @@
+"""A writer behind a channel does what it does in process."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tests.unit.server.remote.loopback import SPEC, Loopback, rows
+
+from likewise.internal.v1 import writer_service_pb2_grpc
+from likewise.server.errors import FailedPrecondition
+from likewise.server.remote.channels import Endpoint
+from likewise.server.remote.writer_servicer import WriterServicer
+from likewise.server.remote.writer_stub import WriterRoute, WriterStub
+from likewise.shards.protocols import Overloaded, StoreFailure, Unavailable, Writer, WriteResult
+from likewise.v1 import common_pb2
+
+
+class RememberingWriter:
+    """A `Writer` that commits to a list."""
+
+    def __init__(self) -> None:
+        self.upserts: list[tuple[pa.RecordBatch, str]] = []
+        self.deletes: list[tuple[list[str], common_pb2.Filter | None, str]] = []
+        self.failure: Exception | None = None
+
+    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+        if self.failure is not None:
+            raise self.failure
+        self.upserts.append((rows, request_id))
+        return WriteResult(rows.num_rows, 4)
+
+    async def delete(
+        self, *, ids: Sequence[str] = (), filter: common_pb2.Filter | None = None, request_id: str = ""
+    ) -> WriteResult:
+        self.deletes.append((list(ids), filter, request_id))
+        return WriteResult(len(ids), 5)
+
+    async def version(self) -> int:
+        return 5
+
+
+@pytest.fixture
+def behind() -> RememberingWriter:
+    return RememberingWriter()
+
+
+async def _stub(loopback: Loopback, writer: Writer, gallery_id: str = SPEC.gallery_id) -> WriterStub:
+    def register(endpoint: Endpoint) -> None:
+        servicer = WriterServicer(writer, gallery_id=SPEC.gallery_id)
+        writer_service_pb2_grpc.add_WriterServiceServicer_to_server(servicer, endpoint.server)
+
+    address = await loopback.endpoint(register)
+    route: WriterRoute = WriterRoute(
+        "the writer of gallery 'shoes'",
+        loopback.channels,
+        writer_service_pb2_grpc.WriterServiceStub,
+        addresses=[address],
+    )
+    return WriterStub(route, gallery_id=gallery_id)
+
+
+@pytest.fixture(params=["in process", "over gRPC"])
+async def writer(request: pytest.FixtureRequest, loopback: Loopback, behind: RememberingWriter) -> Writer:
+    return behind if request.param == "in process" else await _stub(loopback, behind)
+
+
+async def test_rows_arrive_as_they_were(writer: Writer, behind: RememberingWriter) -> None:
+    batch = rows(["a", "b"], np.eye(4, dtype=np.float32)[:2])
+
+    result = await writer.upsert(batch, request_id="r1")
+
+    assert result == WriteResult(2, 4)
+    assert behind.upserts == [(batch, "r1")]
+    assert await writer.version() == 5
+
+
+async def test_deletes_by_id_and_by_filter_are_told_apart(writer: Writer, behind: RememberingWriter) -> None:
+    colour = common_pb2.Filter(existence=common_pb2.Existence(attribute="colour"))
+
+    await writer.delete(ids=["a", "b"], request_id="r2")
+    await writer.delete(filter=colour)
+
+    assert behind.deletes == [(["a", "b"], None, "r2"), ([], colour, "")]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(Overloaded("9 rows wait, the limit is 9", retry_after_s=1.5), id="overloaded"),
+        pytest.param(StoreFailure("the disk is full"), id="store"),
+        pytest.param(Unavailable("the writer drains"), id="drains"),
+    ],
+)
+async def test_failures_keep_their_type_and_words(
+    writer: Writer, behind: RememberingWriter, failure: Exception
+) -> None:
+    behind.failure = failure
+
+    with pytest.raises(type(failure), match=str(failure)):
+        await writer.upsert(rows(["a"], np.eye(4, dtype=np.float32)[:1]))
+
+
+async def test_a_full_disk_is_still_told_apart_behind_a_channel(writer: Writer, behind: RememberingWriter) -> None:
+    behind.failure = StoreFailure("the store refused")
+    behind.failure.__cause__ = OSError(28, "No space left on device")
+
+    with pytest.raises(StoreFailure) as caught:
+        await writer.upsert(rows(["a"], np.eye(4, dtype=np.float32)[:1]))
+
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == 28
+
+
+async def test_a_call_for_another_gallery_is_refused(loopback: Loopback, behind: RememberingWriter) -> None:
+    stub = await _stub(loopback, behind, gallery_id="another")
+
+    with pytest.raises(FailedPrecondition, match="gallery 'another'"):
+        await stub.delete(ids=["a"])
+
+    assert behind.deletes == []
