@@ -220,8 +220,10 @@ def test_an_id_that_is_no_utf8_is_refused(server: ServerProcess, vectors: Galler
     request.items.ids.append("n?o")
     request.items.vectors.CopyFrom(wire.encode_vectors(UNIT[:1]))
     broken = request.SerializeToString().replace(b"n?o", b"n\xffo")
-    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/likewise.v1.ItemService/Upsert")(broken, timeout=20)
+    with grpc.insecure_channel(server.address) as channel:
+        upsert: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/likewise.v1.ItemService/Upsert")
+        with pytest.raises(grpc.RpcError) as caught:
+            upsert(broken, timeout=20)
 
     assert caught.value.code() == INVALID
     assert "UTF-8" in _said(caught.value)

@@ -8,7 +8,7 @@ from tests.integration.processes import ServerProcess
 
 from likewise.client import Client, F
 
-ITEMS = {"embedded": 50_000, "ray": 6_000}
+ITEMS = {"embedded": 50_000, "ray": 20_000}
 DIM = {"embedded": 512, "ray": 64}
 QUERIES = 40
 K = 10

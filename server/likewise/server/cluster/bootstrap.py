@@ -21,6 +21,9 @@ LOCAL: Final = "local"
 OBJECT_STORE_BYTES: Final = 100 << 20
 """Of a local cluster; no vector passes through it."""
 
+START_ATTEMPTS: Final = 3
+"""Ray gives its own helper processes 15 s and itself 30 s to start, which a busy machine does not always keep."""
+
 _ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
     "RAY_COLOR_PREFIX": "0",  # log lines are read by machines too
@@ -76,25 +79,10 @@ class RayCluster:
             for name in _THREADS:
                 os.environ.setdefault(name, str(options.controller.host.threads))
         namespace = options.controller.namespace
-        try:
-            if self.local:
-                # Short: Unix socket paths below it may have 107 bytes.
-                self._folder = tempfile.mkdtemp(prefix="likewise-")
-                logging.getLogger("ray").setLevel(logging.ERROR)
-                _init(
-                    address=LOCAL,
-                    namespace=namespace,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    logging_level=logging.ERROR,
-                    _temp_dir=self._folder,
-                    _node_ip_address="127.0.0.1",
-                )
-            else:
-                _init(address=options.address, namespace=namespace, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            self._remove_folder()
-            raise ClusterError(f"no Ray cluster at {options.address!r}: {error}") from error
+        if self.local:
+            self._folder = _start_local(namespace)
+        else:
+            _join(options.address, namespace)
         controller = options.controller
         if self.local:
             controller = replace(controller, host=replace(controller.host, listen="127.0.0.1"))
@@ -142,11 +130,42 @@ class RayCluster:
     def close(self) -> None:
         """Leave; a local cluster ends with everything in it. Blocks; call it on the thread that made this."""
         ray.shutdown()
-        self._remove_folder()
-
-    def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _start_local(namespace: str) -> str:
+    """Start a cluster that ends with this process; returns its folder."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for attempt in range(1, START_ATTEMPTS + 1):
+        # Short: Unix socket paths below it may have 107 bytes.
+        folder = tempfile.mkdtemp(prefix="likewise-")
+        try:
+            _init(
+                address=LOCAL,
+                namespace=namespace,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+                _node_ip_address="127.0.0.1",
+            )
+        except Exception as error:  # Ray raises no narrower one when a process of its own is late
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+            if attempt == START_ATTEMPTS:
+                raise ClusterError(f"Ray does not start on this machine: {error}") from error
+            _log.warning("Ray did not start, attempt %d of %d: %s", attempt, START_ATTEMPTS, error)
+        else:
+            return folder
+    raise AssertionError("the last attempt returns or raises. This is a bug.")
+
+
+def _join(address: str, namespace: str) -> None:
+    try:
+        _init(address=address, namespace=namespace, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster at {address!r}: {error}") from error
 
 
 def _init(**options: Any) -> None:

@@ -1,0 +1,345 @@
+"""Manifests of exported models and their repository, in Triton's layout; standard library only.
+
+A repository is a folder of ``<name>/<version>/manifest.json`` with the files that the manifest names beside
+it. Reading one checks every file's SHA-256, so a damaged or half-copied model is refused before it is served.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+MODEL_FILE: Final = "model.onnx"
+
+Kind = Literal["image_encoder", "text_encoder", "composer"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_MANIFEST_BYTES: Final = 1 << 20
+
+
+class ManifestError(ValueError):
+    """A manifest or a model repository is missing, damaged, or of a format this version does not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph; -1 in ``shape`` is the dynamic batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessingSpec:
+    """Fields of ``preprocess.Preprocessing``, kept here without its imports."""
+
+    size: int
+    resize: str
+    crop: str
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    targetpad: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSpec:
+    """How a text becomes token ids: arguments of ``tokenizer.Tokenizer``; ``file`` lies beside the manifest."""
+
+    file: str
+    max_length: int
+    pad_id: int = 0
+    template: str = "{}"
+    truncate: str = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What one version of one exported model is.
+
+    Attributes:
+        name: Name in the repository.
+        version: From 1.
+        kind: What it does.
+        family: Models that belong together ("shapes").
+        dim: Dimension of its space.
+        space: Digest of the embedding space that it writes to, see ``space_digest``.
+        inputs: Of the graph.
+        outputs: Of the graph.
+        files: SHA-256 of each file beside the manifest, in hex.
+        preprocessing: Of an image encoder.
+        tokenizer: Of a text encoder.
+        condition_templates: Of a composer: condition mode to text frame, "{}" is the text that was typed.
+        notes: What outputs and scores mean.
+        max_batch: Largest batch that parity was checked with.
+        created_with: Versions of the libraries that made it.
+        evaluation: Figures measured when it was made.
+        format: Of the manifest.
+    """
+
+    name: str
+    version: int
+    kind: Kind
+    family: str
+    dim: int
+    space: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: Mapping[str, str]
+    preprocessing: PreprocessingSpec | None = None
+    tokenizer: TokenizerSpec | None = None
+    condition_templates: Mapping[str, str] = field(default_factory=dict)
+    notes: str = ""
+    max_batch: int = 64
+    created_with: Mapping[str, str] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A manifest and the folder that its files lie in."""
+
+    manifest: Manifest
+    folder: Path
+
+    def file(self, name: str = MODEL_FILE) -> Path:
+        """Path of one of the model's files.
+
+        Raises:
+            ManifestError: The manifest names no such file.
+        """
+        if name not in self.manifest.files:
+            raise ManifestError(
+                f"model {self.manifest.name!r} has no file {name!r}, only {sorted(self.manifest.files)}"
+            )
+        return self.folder / name
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An image encoder with the text encoder and the composer that share its space."""
+
+    name: str
+    image_encoder: Model
+    text_encoder: Model | None
+    composer: Model | None
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """All models of a repository folder, every version, sorted by (name, version)."""
+
+    path: Path
+    models: tuple[Model, ...]
+
+    def names(self) -> tuple[str, ...]:
+        """Names of its models, sorted."""
+        return tuple(sorted({model.manifest.name for model in self.models}))
+
+    def latest(self, name: str) -> Model:
+        """The highest version of a model.
+
+        Raises:
+            ManifestError: There is no model of that name.
+        """
+        found = [model for model in self.models if model.manifest.name == name]
+        if not found:
+            raise ManifestError(f"no model {name!r} in {self.path}, only {list(self.names())}")
+        return max(found, key=lambda model: model.manifest.version)
+
+    def families(self) -> tuple[str, ...]:
+        """Names of its families, sorted."""
+        return tuple(sorted({model.manifest.family for model in self.models}))
+
+    def family(self, name: str) -> Family:
+        """The latest versions of a family's models, checked to share one space.
+
+        Raises:
+            ManifestError: There is no such family, it has no image encoder, or its models disagree on the
+                space.
+        """
+        members: dict[str, Model] = {}
+        for model in self.models:
+            if model.manifest.family != name:
+                continue
+            other = members.get(model.manifest.kind)
+            if other is not None and other.manifest.name != model.manifest.name:
+                raise ManifestError(
+                    f"family {name!r} has two models of kind {model.manifest.kind}: "
+                    f"{other.manifest.name!r} and {model.manifest.name!r}"
+                )
+            members[model.manifest.kind] = self.latest(model.manifest.name)
+        image = members.get("image_encoder")
+        if image is None:
+            known = f", only families {list(self.families())}" if not members else " with an image encoder"
+            raise ManifestError(f"no family {name!r} in {self.path}{known}")
+        for model in members.values():
+            if model.manifest.space != image.manifest.space:
+                raise ManifestError(
+                    f"family {name!r}: {model.manifest.name!r} is of space {model.manifest.space}, "
+                    f"{image.manifest.name!r} of {image.manifest.space}"
+                )
+        return Family(name, image, members.get("text_encoder"), members.get("composer"))
+
+
+def builtin_repository() -> Path:
+    """The folder of the model repository that comes with the package."""
+    return Path(__file__).resolve().parent / "builtin"
+
+
+def load_repository(path: Path | None = None, *, verify: bool = True) -> Repository:
+    """Read every manifest of a repository (the built-in one by default).
+
+    Args:
+        path: The repository's folder.
+        verify: Check the SHA-256 of every file.
+
+    Raises:
+        ManifestError: The folder does not exist, holds no model, or a model is damaged.
+    """
+    path = builtin_repository() if path is None else path
+    if not path.is_dir():
+        raise ManifestError(f"no model repository at {path}")
+    models = []
+    for file in sorted(path.glob(f"*/*/{MANIFEST}")):
+        manifest = read_manifest(file)
+        model = Model(manifest, file.parent)
+        expected = (manifest.name, str(manifest.version))
+        if (file.parent.parent.name, file.parent.name) != expected:
+            raise ManifestError(f"{file}: names model {'/'.join(expected)}, which is not the folder it lies in")
+        if verify:
+            verify_files(model)
+        models.append(model)
+    if not models:
+        raise ManifestError(f"no model in {path}: expected <name>/<version>/{MANIFEST}")
+    models.sort(key=lambda model: (model.manifest.name, model.manifest.version))
+    return Repository(path, tuple(models))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify_files(model: Model) -> None:
+    """Check that every file of a model is there and is the one that the manifest was written for.
+
+    Raises:
+        ManifestError: A file is missing or its SHA-256 differs.
+    """
+    for name, expected in model.manifest.files.items():
+        path = model.folder / name
+        if not path.is_file():
+            raise ManifestError(f"{path} is missing; {MANIFEST} of {model.manifest.name!r} names it")
+        actual = file_sha256(path)
+        if actual != expected:
+            raise ManifestError(f"{path} has SHA-256 {actual}, its manifest says {expected}: damaged or replaced")
+
+
+def space_digest(*, model_sha256: str, preprocessing: PreprocessingSpec, dim: int) -> str:
+    """Identity of an embedding space: a hash over all that decides what a vector of it means.
+
+    Args:
+        model_sha256: SHA-256 of the image encoder's model.onnx, in hex.
+        preprocessing: What comes before it.
+        dim: Length of its vectors, which are stored at unit length.
+
+    Returns:
+        "sha256:" and 64 hex digits.
+    """
+    content = {
+        "dim": dim,
+        "image_encoder": model_sha256,
+        "normalised": True,
+        "preprocessing": asdict(preprocessing),
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest as JSON, in a fixed order of keys."""
+    path.write_text(json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        ManifestError: The file is missing, is not such a manifest, or is of another format.
+    """
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ManifestError(f"{path}: manifest has over {_MAX_MANIFEST_BYTES} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ManifestError(f"{path}: cannot be read as a manifest: {error}") from error
+    if not isinstance(content, dict):
+        raise ManifestError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    if content.get("format") != FORMAT:
+        raise ManifestError(f"{path}: manifest format {content.get('format')!r}, this version reads {FORMAT}")
+    try:
+        manifest = _from_json(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(f"{path}: {error}") from error
+    return manifest
+
+
+def _from_json(content: dict[str, Any]) -> Manifest:
+    known = {f.name for f in fields(Manifest)}
+    unknown, missing = set(content) - known, {"name", "version", "kind", "family", "dim", "space"} - set(content)
+    if unknown or missing:
+        raise ValueError(f"unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
+    values = dict(content)
+    values["inputs"] = _tensors(content["inputs"])
+    values["outputs"] = _tensors(content["outputs"])
+    if content.get("preprocessing") is not None:
+        spec = dict(content["preprocessing"])
+        values["preprocessing"] = PreprocessingSpec(**spec | {"mean": tuple(spec["mean"]), "std": tuple(spec["std"])})
+    if content.get("tokenizer") is not None:
+        values["tokenizer"] = TokenizerSpec(**content["tokenizer"])
+    manifest = Manifest(**values)
+    _check(manifest)
+    return manifest
+
+
+def _tensors(rows: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(str(r["name"]), str(r["dtype"]), tuple(int(n) for n in r["shape"])) for r in rows)
+
+
+def _check(manifest: Manifest) -> None:
+    for label, name in (("name", manifest.name), ("family", manifest.family)):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"{label} must match {_NAME.pattern}, got {name!r}")
+    if manifest.kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {manifest.kind!r}")
+    for label, number in (("version", manifest.version), ("dim", manifest.dim), ("max_batch", manifest.max_batch)):
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{label} must be an integer from 1, got {number!r}")
+    if MODEL_FILE not in manifest.files:
+        raise ValueError(f"files must name {MODEL_FILE}, got {sorted(manifest.files)}")
+    for name, digest in manifest.files.items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"file name {name!r} must be a plain name without folders")
+        if not _SHA256.fullmatch(digest):
+            raise ValueError(f"SHA-256 of {name!r} must be 64 hex digits, got {digest!r}")
+    if manifest.kind == "image_encoder" and manifest.preprocessing is None:
+        raise ValueError("an image encoder needs preprocessing")
+    if manifest.kind == "text_encoder":
+        if manifest.tokenizer is None:
+            raise ValueError("a text encoder needs a tokenizer")
+        if manifest.tokenizer.file not in manifest.files:
+            raise ValueError(f"the tokenizer's file {manifest.tokenizer.file!r} is not among files")
+    for mode, template in manifest.condition_templates.items():
+        if template.count("{}") != 1:
+            raise ValueError(f"condition template of {mode!r} must hold '{{}}' once, got {template!r}")

@@ -1,0 +1,123 @@
+"""A decoded image to an encoder's input tensor, with PIL's bicubic filter outside the graph.
+
+Resizing inside an ONNX graph differs between runtimes and from PIL by enough to move features; so the graph
+starts at pixels.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from likewise.export.manifest import ManifestError, Model
+
+RESIZES: Final = ("shortest", "squash")
+CROPS: Final = ("center", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes (3, size, size) numbers; part of the identity of the space.
+
+    Attributes:
+        size: Height and width of the result.
+        resize: "shortest" scales the shorter side to ``size``; "squash" scales both sides.
+        crop: "center" cuts the middle square; "none" asks that the resized image is square already.
+        interpolation: "bicubic", PIL's, with antialiasing.
+        mean: Per channel, subtracted from values in [0, 1].
+        std: Per channel, divided by afterwards.
+        targetpad: If given, an image whose sides' ratio exceeds this is padded to it with zeros first
+            (CLIP4Cir uses 1.25).
+    """
+
+    size: int
+    resize: Literal["shortest", "squash"] = "shortest"
+    crop: Literal["center", "none"] = "center"
+    interpolation: Literal["bicubic"] = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    targetpad: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize must be one of {RESIZES}, got {self.resize!r}")
+        if self.crop not in CROPS:
+            raise ValueError(f"crop must be one of {CROPS}, got {self.crop!r}")
+        if self.interpolation != "bicubic":
+            raise ValueError(f"interpolation must be 'bicubic', got {self.interpolation!r}")
+        if self.crop == "none" and self.resize == "shortest":
+            raise ValueError("crop 'none' needs resize 'squash': the result would not be square")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise ValueError(f"mean and std must have 3 values, std above 0; got {self.mean} and {self.std}")
+        if self.targetpad is not None and self.targetpad < 1:
+            raise ValueError(f"targetpad must be at least 1, got {self.targetpad}")
+
+
+def preprocessing_of(model: Model) -> Preprocessing:
+    """An image encoder's preprocessing.
+
+    Raises:
+        ManifestError: The model has none, or it asks for what this version does not do.
+    """
+    if model.manifest.preprocessing is None:
+        raise ManifestError(f"model {model.manifest.name!r} has no preprocessing")
+    try:
+        return Preprocessing(**asdict(model.manifest.preprocessing))
+    except ValueError as error:
+        raise ManifestError(f"model {model.manifest.name!r}: {error}") from error
+
+
+def to_tensor(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.float32]:
+    """Resize, crop and normalise an RGB image.
+
+    Args:
+        image: In mode "RGB", upright; not changed.
+        spec: What to do.
+
+    Returns:
+        (3, size, size) float32, C-contiguous.
+
+    Raises:
+        ValueError: The mode is not "RGB".
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"image mode must be RGB, got {image.mode}")
+    if spec.targetpad is not None:
+        image = _target_pad(image, spec.targetpad)
+    width, height = image.size
+    if spec.resize == "squash":
+        new = (spec.size, spec.size)
+    else:
+        scale = spec.size / min(width, height)
+        new = (max(spec.size, int(width * scale + 0.5)), max(spec.size, int(height * scale + 0.5)))
+    if spec.crop == "center":
+        # Only the part of the source that the crop keeps is resized, so that a very long image costs no more
+        # than a square.
+        left, top = (new[0] - spec.size) // 2, (new[1] - spec.size) // 2
+        box = (
+            left * width / new[0],
+            top * height / new[1],
+            (left + spec.size) * width / new[0],
+            (top + spec.size) * height / new[1],
+        )
+        resized = image.resize((spec.size, spec.size), Image.Resampling.BICUBIC, box=box)
+    else:
+        resized = image.resize(new, Image.Resampling.BICUBIC)
+    values = np.asarray(resized, np.float32) / np.float32(255)
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1), np.float32)
+
+
+def _target_pad(image: Image.Image, ratio: float) -> Image.Image:
+    width, height = image.size
+    if max(width, height) / min(width, height) < ratio:
+        return image
+    side = max(width, height) / ratio
+    horizontal, vertical = int(max(side - width, 0) / 2), int(max(side - height, 0) / 2)
+    padded = Image.new("RGB", (width + 2 * horizontal, height + 2 * vertical))
+    padded.paste(image, (horizontal, vertical))
+    return padded
