@@ -52,10 +52,14 @@ def same_as(reference: Scene, *names: str) -> Truth:
         names: "colour", "shape", "texture", "size" and "background".
     """
     ours = _values(reference)
+    of_thing = [name for name in names if name != "background"]
 
     def right(item: Item) -> bool:
+        if "background" in names and item.scene.background != reference.background:
+            return False
+        # Every scene has a background, but only one in which an object stands out has a colour or a shape of its own.
         theirs = values(item.scene)
-        return theirs is not None and all(theirs[name] == ours[name] for name in names)
+        return not of_thing or (theirs is not None and all(theirs[name] == ours[name] for name in of_thing))
 
     return right
 

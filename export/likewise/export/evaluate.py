@@ -104,6 +104,30 @@ def best_sum(features: Features) -> tuple[I64, str]:
     return best[1], best[2]
 
 
+def one_weight_ranks(tasks: Sequence[Features]) -> tuple[list[I64], str]:
+    """Ranks of the weighted sum under one weight for all tasks: what a user has who does not know the task.
+
+    The weight and the form of the text are those with the best mean R@1 over these very templates.
+
+    Returns:
+        Per task, (t,) ranks; and what was chosen.
+    """
+    best: tuple[float, list[I64], str] = (-1.0, [], "")
+    for form in ("bare", "composed"):
+        image = [query_scores(unit(f.references), f.candidates) for f in tasks]
+        texts = [f.bare if form == "bare" else f.composed for f in tasks]
+        text = [query_scores(unit(x), f.candidates) for x, f in zip(texts, tasks, strict=True)]
+        for weight in _WEIGHTS:
+            ranks = [
+                worst_ranks((1 - weight) * i + weight * t, f.targets)
+                for i, t, f in zip(image, text, tasks, strict=True)
+            ]
+            mean = float(np.mean([(r <= 1).mean() for r in ranks]))
+            if mean > best[0]:
+                best = (mean, ranks, f"text weight {weight:.2f}, {form} text")
+    return best[1], best[2]
+
+
 def bootstrap_means(values: F64, clusters: I64, *, seed: int = 0) -> F64:
     """Means of cluster resamples: (t,) values, (t,) cluster numbers to (resamples,) means."""
     _, inverse = np.unique(clusters, return_inverse=True)

@@ -101,6 +101,14 @@ def test_a_change_is_wrong_if_another_object_came_along() -> None:
     assert not but(HEART, "colour", "red")(_item(grown))
 
 
+def test_the_same_background_is_right_whatever_stands_before_it() -> None:
+    right = same_as(HEART, "background")
+    pair = (Thing("star", "red", "plain", "small"), Thing("ring", "green", "plain", "small"))
+
+    assert right(_item(Scene(pair, "beige")))
+    assert not right(_item(Scene(pair, "black")))
+
+
 def test_a_changed_background_is_right_only_with_the_same_object() -> None:
     right = but(HEART, "background", "black")
 

@@ -14,6 +14,7 @@ from likewise.export.evaluate import (
     Recall,
     best_sum,
     mean_interval,
+    one_weight_ranks,
     query_scores,
     recall,
     unit,
@@ -69,6 +70,7 @@ class Part:
         tasks: The four tasks.
         mean: Each method's R@1, mean over the tasks.
         margin: The composer's mean R@1 minus that of image + text, paired.
+        one_weight: Mean R@1 of image + text under one weight for all four tasks, and that weight.
     """
 
     design: str
@@ -76,6 +78,7 @@ class Part:
     tasks: tuple[TaskReport, ...]
     mean: Mapping[str, Interval]
     margin: Interval
+    one_weight: tuple[Interval, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ def measure(
     parts = []
     for split in splits:
         for design in designs:
-            reports, hits, clusters = [], [], []
+            reports, hits, clusters, tasks = [], [], [], []
             for task in CANDIDATES:
                 if progress is not None:
                     progress(f"{split}, {design}, {task}", done / total)
@@ -156,7 +159,10 @@ def measure(
                 reports.append(_report(task, features, ranks))
                 hits.append({method: (r <= 1).astype(np.float64) for method, (r, _) in ranks.items()})
                 clusters.append(features.clusters)
+                tasks.append(features)
                 done += 1
+            shared, setup = one_weight_ranks(tasks)
+            shared_hits = [(ranks <= 1).astype(np.float64) for ranks in shared]
             margin = [h["composer"] - h["image + text"] for h in hits]
             parts.append(
                 Part(
@@ -165,6 +171,7 @@ def measure(
                     tuple(reports),
                     {m: mean_interval([h[m] for h in hits], clusters) for m in METHODS},
                     mean_interval(margin, clusters),
+                    (mean_interval(shared_hits, clusters), setup),
                 )
             )
     if progress is not None:
