@@ -1,7 +1,6 @@
 """A channel to a server and the stubs of its services."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,12 +80,6 @@ async def shop(galleries: FakeGalleries | None = None, *, shards: int = 2, **opt
         )
         await stubs.items.Upsert(upsert(ids(20), vectors(20), colours=["red", "blue"] * 10))
         yield stubs
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until something holds."""
-    while not condition():  # noqa: ASYNC110 - what is waited for has no event to wait on
-        await asyncio.sleep(0)
 
 
 def ids(n: int) -> list[str]:

@@ -10,7 +10,8 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.unit.server.fakes import FakeGalleries, FakeModels, fake_server, info
-from tests.unit.server.stubs import Stubs, by_vector, connected, shop, until, vectors
+from tests.unit.server.stubs import Stubs, by_vector, connected, shop, vectors
+from tests.unit.server.waiting import until
 
 from likewise.server.app import Server, ServerOptions, StartupError
 

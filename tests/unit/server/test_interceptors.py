@@ -9,7 +9,8 @@ import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2
 from tests.unit.server.fakes import FakeGalleries, details, fake_server, field_of, info, retry_s
-from tests.unit.server.stubs import Stubs, by_vector, connected, shop, until, upsert, vectors
+from tests.unit.server.stubs import Stubs, by_vector, connected, shop, upsert, vectors
+from tests.unit.server.waiting import until
 
 from likewise.server.access_log import CallRecord
 from likewise.server.errors import InvalidRequest

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from grpc import aio
 from tests.unit.server.fakes import FakeGalleries, embedding, field_of, info
-from tests.unit.server.stubs import equals, ids, shop, until, upsert, vectors
+from tests.unit.server.stubs import equals, ids, shop, upsert, vectors
+from tests.unit.server.waiting import until
 
 from likewise import wire
 from likewise.server import content

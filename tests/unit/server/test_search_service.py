@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from grpc import aio
 from tests.unit.server.fakes import DIM, SPACE, FakeGalleries, embedding, field_of, info
-from tests.unit.server.stubs import Stubs, by_vector, equals, ids, scores, shop, until, upsert, vectors
+from tests.unit.server.stubs import Stubs, by_vector, equals, ids, scores, shop, upsert, vectors
+from tests.unit.server.waiting import until
 
 from likewise import wire
 from likewise.server import content

@@ -1,5 +1,6 @@
 """Channels and servers of the data plane, and where a part is served at the moment."""
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -61,7 +62,7 @@ class Channels:
         return channel
 
     async def keep(self, addresses: set[str]) -> None:
-        """Close the channels to all other addresses; calls on them end with UNAVAILABLE."""
+        """Close the channels to all other addresses; `Route.call` takes calls on them to another replica."""
         for address in self._open.keys() - addresses:
             await self._open.pop(address).close()
 
@@ -136,6 +137,12 @@ class Route(Generic[StubT]):
                 if address not in self._unreachable:
                     self._unreachable.add(address)
                     _log.warning("%s at %s cannot be reached: %s", self.what, address, error.details())
+            except asyncio.CancelledError:
+                # Closing a channel cancels its calls; only if this task itself was cancelled is it the caller's doing.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                _log.info("%s at %s has moved while a call ran", self.what, address)
             except aio.UsageError as error:  # the follower closed the channel between the pick and the call
                 _log.info("%s at %s has moved: %s", self.what, address, error)
         raise unavailable(f"{self.what} is not up: it starts, restarts or is gone")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from tests.unit.server.cluster.placement import MODEL, SPEC, FakeCatalogue, FakePart, FakePlacement
+from tests.unit.server.waiting import until
 
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.server.cluster import supervisor
@@ -108,7 +109,7 @@ async def test_a_lost_shard_leaves_the_table_and_returns_at_its_new_place(
     after = controller.board.table.galleries[0].shards[0].addresses[0]
     assert after != before
     (writer,) = placement.of(WriterPart)
-    await _until(lambda: writer.followed[-1][0] == [after])
+    await until(lambda: writer.followed[-1][0] == [after])
 
 
 async def test_a_writer_that_comes_back_is_told_its_shards(controller: Controller, placement: FakePlacement) -> None:
@@ -118,7 +119,7 @@ async def test_a_writer_that_comes_back_is_told_its_shards(controller: Controlle
 
     writer.lose()
 
-    await _until(lambda: bool(writer.followed))
+    await until(lambda: bool(writer.followed))
     assert [len(replicas) for replicas in writer.followed[-1]] == [1, 1]
 
 
@@ -240,9 +241,3 @@ async def _shown(controller: Controller, holds: Callable[[pb.RoutingTable], bool
             if holds(table):
                 return table.galleries[0].gallery if table.galleries else gallery_service_pb2.Gallery()
     raise AssertionError("the watch ended")
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  # a fake's lists have no event
-            await asyncio.sleep(0)

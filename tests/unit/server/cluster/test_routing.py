@@ -1,12 +1,13 @@
 """Routers see galleries and models as the controller's table says, through changes and lost connections."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 from tests.unit.server.cluster.placement import SPEC, FakeCatalogue, FakePlacement
 from tests.unit.server.remote.loopback import Loopback
+from tests.unit.server.waiting import until
 
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.internal.v1 import controller_service_pb2_grpc as pb_grpc
@@ -99,7 +100,7 @@ async def test_a_deleted_gallery_is_gone_when_the_call_returns(routing: Routing)
 async def test_changes_made_through_another_router_are_seen(cluster: Cluster, routing: Routing) -> None:
     await cluster.controller.create(SPEC)
 
-    await _until(lambda: len(routing.galleries.handles()) == 1)
+    await until(lambda: len(routing.galleries.handles()) == 1)
 
 
 async def test_a_router_finds_a_controller_that_has_moved(cluster: Cluster, routing: Routing) -> None:
@@ -181,9 +182,3 @@ async def test_a_watcher_gets_the_newest_table_and_then_each_change() -> None:
     assert not waiting.done()
     board.publish([], [])
     assert (await waiting).version == 10
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  # the table arrives by a stream
-            await asyncio.sleep(0)

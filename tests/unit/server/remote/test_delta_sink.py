@@ -1,11 +1,11 @@
 """Commits reach a remote shard, and one that missed some hears of it until it follows."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 from tests.unit.server.remote.loopback import SPEC, Loopback, NumpyShard, rows
+from tests.unit.server.waiting import until
 
 from likewise.server.remote import delta_sink
 from likewise.server.remote.delta_sink import RemoteSink
@@ -47,7 +47,7 @@ async def test_a_shard_that_was_away_hears_of_the_newest_version(sink: RemoteSin
     assert numpy_shard.applied == []
 
     numpy_shard.failure = None
-    await _until(lambda: bool(numpy_shard.applied))
+    await until(lambda: bool(numpy_shard.applied))
 
     heard = numpy_shard.applied[-1]
     assert (heard.base_version, heard.version, heard.upserts.num_rows) == (2, 2, 0)
@@ -57,8 +57,8 @@ async def test_pushes_go_on_once_the_shard_has_heard(sink: RemoteSink, numpy_sha
     numpy_shard.failure = Unavailable("restarting")
     await sink.apply(_delta(0, 1))
     numpy_shard.failure = None
-    await _until(lambda: bool(numpy_shard.applied))
-    await _until(lambda: sink.follows)
+    await until(lambda: bool(numpy_shard.applied))
+    await until(lambda: sink.follows)
 
     await sink.apply(_delta(1, 2))
 
@@ -80,9 +80,3 @@ async def test_following_tells_the_version_without_rows(sink: RemoteSink, numpy_
     await sink.follow(9)
 
     assert [(delta.base_version, delta.version) for delta in numpy_shard.applied] == [(9, 9)]
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  # a fake's counters have no event
-            await asyncio.sleep(0)

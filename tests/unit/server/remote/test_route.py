@@ -1,8 +1,11 @@
 """Calls go to a replica that can be reached, wherever the routing table says it is."""
 
+import asyncio
+
 import numpy as np
 import pytest
 from tests.unit.server.remote.loopback import SPEC, Loopback, NumpyShard
+from tests.unit.server.waiting import until
 
 from likewise.server.remote.shard_stub import ShardStub
 from likewise.shards.protocols import Overloaded, SearchOptions, Unavailable
@@ -71,3 +74,16 @@ async def test_a_closed_channel_is_passed_over(loopback: Loopback) -> None:
 
     with pytest.raises(Unavailable):
         await stub.search(QUERY, OPTIONS)
+
+
+async def test_a_channel_closed_under_a_call_is_no_cancellation_of_the_caller(loopback: Loopback) -> None:
+    shard = NumpyShard()
+    shard.gate = asyncio.Event()
+    stub = ShardStub(await loopback.shard_route(shard), gallery_id=SPEC.gallery_id, shard=1)
+    call = asyncio.create_task(stub.search(QUERY, OPTIONS))
+    await until(lambda: shard.running == 1)
+
+    await loopback.channels.keep(set())
+
+    with pytest.raises(Unavailable):
+        await call

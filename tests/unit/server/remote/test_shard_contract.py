@@ -1,12 +1,12 @@
 """The contract of `ShardSearch` and `DeltaSink`, held by a shard in process and by the same shard behind a channel."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 import pytest
 from tests.unit.server.remote.loopback import Loopback, NumpyShard, rows
+from tests.unit.server.waiting import until
 
 from likewise.server.errors import DeadlinePassed
 from likewise.server.remote import deadlines
@@ -157,19 +157,19 @@ async def test_failures_keep_their_type_and_words(
 async def test_cancelling_the_caller_cancels_the_search(shard: Part, numpy_shard: NumpyShard) -> None:
     numpy_shard.gate = asyncio.Event()
     call = asyncio.create_task(shard.search(UNIT[:1], OPTIONS))
-    await _until(lambda: numpy_shard.running == 1)
+    await until(lambda: numpy_shard.running == 1)
 
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
 
-    await _until(lambda: numpy_shard.cancelled == 1)
+    await until(lambda: numpy_shard.cancelled == 1)
 
 
 async def test_concurrent_searches_do_not_wait_for_each_other(shard: Part, numpy_shard: NumpyShard) -> None:
     numpy_shard.gate = asyncio.Event()
     calls = [asyncio.create_task(shard.search(UNIT[:1], OPTIONS)) for _ in range(8)]
 
-    await _until(lambda: numpy_shard.running == 8)
+    await until(lambda: numpy_shard.running == 8)
 
     numpy_shard.gate.set()
     await asyncio.gather(*calls)
@@ -182,7 +182,7 @@ async def test_the_callers_deadline_ends_a_remote_search(loopback: Loopback, num
     with deadlines.limited(0.05), pytest.raises(DeadlinePassed, match="shard 1 of gallery 'shoes'"):
         await stub.search(UNIT[:1], OPTIONS)
 
-    await _until(lambda: numpy_shard.cancelled == 1)
+    await until(lambda: numpy_shard.cancelled == 1)
 
 
 async def test_a_call_in_the_name_of_another_shard_is_unavailable(loopback: Loopback, numpy_shard: NumpyShard) -> None:
@@ -225,9 +225,3 @@ async def test_answers_over_the_limit_come_in_parts(
     assert page.batch.column("id").to_pylist() == ["a", "b", "c", "ü"]
     assert page.norms is not None
     assert page.norms.tolist() == [2.0] * 4
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  # a fake's counters have no event
-            await asyncio.sleep(0)
