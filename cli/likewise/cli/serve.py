@@ -1,7 +1,12 @@
 """`likewise serve`: the server in the foreground, until SIGTERM or Ctrl-C."""
 
-import asyncio
 import os
+
+# OpenMP reads this when FAISS loads it below. By default its threads spin after each search and take the cores from the
+# event loop: on two cores, 32 callers over HNSW of 20,000 x 512 got 980 to 1,050 answers a second so, 1,340 without.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import asyncio
 import sys
 from collections.abc import Coroutine
 from pathlib import Path

@@ -171,6 +171,8 @@ def _parse(arguments: list[str]) -> tuple[Options, bool]:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    for exporter in ("onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(exporter).setLevel(logging.WARNING)  # they tell every rewritten node
     options, only_export = _parse(sys.argv[1:] if arguments is None else arguments)
     if only_export:
         snapshot(options)
