@@ -51,7 +51,8 @@ def test_a_report_shows_every_method_with_its_interval_and_chance_beside_them() 
     recall = Recall({k: Interval(10.0 * k, 10.0 * k - 1, 10.0 * k + 1) for k in (1, 2, 3)}, "weight 0.3")
     task = TaskReport("focus_attribute", 600, 10, {1: 10.0, 2: 20.0, 3: 30.0}, dict.fromkeys(METHODS, recall))
     mean = dict.fromkeys(METHODS, Interval(50.0, 49.0, 51.0))
-    report = Report(600, 0, (Part("strict", "held-out", (task,), mean, Interval(40.0, 38.0, 42.0)),))
+    one_weight = (Interval(30.0, 29.0, 31.0), "weight 0.5")
+    report = Report(600, 0, (Part("strict", "held-out", (task,), mean, Interval(40.0, 38.0, 42.0), one_weight),))
     console = Console(width=160, record=True, file=None, quiet=False)
 
     with console.capture() as captured:

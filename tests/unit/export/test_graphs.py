@@ -23,7 +23,8 @@ _SMALL = CombinerConfig(dim=12, projection=16, hidden=24, dropout=0.5)
 
 def _features(batch: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(batch)
-    return tuple(3 * torch.randn((batch, 12), generator=generator) for _ in range(2))  # type: ignore[return-value]
+    reference, condition = 3 * torch.randn((2, batch, 12), generator=generator)
+    return reference, condition
 
 
 @pytest.fixture(scope="module")

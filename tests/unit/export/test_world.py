@@ -90,7 +90,8 @@ def test_an_object_is_drawn_where_the_scene_says_in_its_colour(shape: str, colou
 
 def _pure(colour: str) -> np.ndarray:
     thing = Thing("square", colour, "plain", "large", radius=0.27)
-    return np.asarray(render(Scene((thing,), "white"), 64), int)[32, 32]
+    pixel: np.ndarray = np.asarray(render(Scene((thing,), "white"), 64), int)[32, 32]
+    return pixel
 
 
 def test_every_texture_and_background_looks_different() -> None:
