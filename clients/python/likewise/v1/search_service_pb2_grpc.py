@@ -86,7 +86,8 @@ class SearchServiceServicer(object):
     def BatchSearch(self, request, context):
         """Many searches in one call, answered in order; each has its own response or status.
 
-        INVALID_ARGUMENT for more than 1,000 requests; everything else is reported per request.
+        INVALID_ARGUMENT for more than 1,000 requests, or for 1,000,000 hits wanted in all; everything else is reported per
+        request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

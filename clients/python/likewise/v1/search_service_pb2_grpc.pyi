@@ -49,7 +49,8 @@ class SearchServiceStub:
     BatchSearch: _grpc.UnaryUnaryMultiCallable[_search_service_pb2.BatchSearchRequest, _search_service_pb2.BatchSearchResponse]
     """Many searches in one call, answered in order; each has its own response or status.
 
-    INVALID_ARGUMENT for more than 1,000 requests; everything else is reported per request.
+    INVALID_ARGUMENT for more than 1,000 requests, or for 1,000,000 hits wanted in all; everything else is reported per
+    request.
     """
     StreamSearch: _grpc.StreamStreamMultiCallable[_search_service_pb2.StreamSearchRequest, _search_service_pb2.StreamSearchResponse]
     """Searches as they come; answers carry the caller's correlation id and may overtake each other."""
@@ -79,7 +80,8 @@ class SearchServiceAsyncStub(SearchServiceStub):
     BatchSearch: _aio.UnaryUnaryMultiCallable[_search_service_pb2.BatchSearchRequest, _search_service_pb2.BatchSearchResponse]  # type: ignore[assignment]
     """Many searches in one call, answered in order; each has its own response or status.
 
-    INVALID_ARGUMENT for more than 1,000 requests; everything else is reported per request.
+    INVALID_ARGUMENT for more than 1,000 requests, or for 1,000,000 hits wanted in all; everything else is reported per
+    request.
     """
     StreamSearch: _aio.StreamStreamMultiCallable[_search_service_pb2.StreamSearchRequest, _search_service_pb2.StreamSearchResponse]  # type: ignore[assignment]
     """Searches as they come; answers carry the caller's correlation id and may overtake each other."""
@@ -118,7 +120,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_search_service_pb2.BatchSearchResponse, _abc.Awaitable[_search_service_pb2.BatchSearchResponse]]:
         """Many searches in one call, answered in order; each has its own response or status.
 
-        INVALID_ARGUMENT for more than 1,000 requests; everything else is reported per request.
+        INVALID_ARGUMENT for more than 1,000 requests, or for 1,000,000 hits wanted in all; everything else is reported per
+        request.
         """
 
     @_abc_1.abstractmethod
