@@ -8,16 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
 from likewise.server.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from likewise.server.protocols import GalleryHandle
 from likewise.server.validate import shown
 from likewise.shards.batcher import ShardBatch
 from likewise.shards.cache import SealedCache
-from likewise.shards.filter import compile_message
+from likewise.shards.filter import matcher
 from likewise.shards.gallery_store import GalleryStore, SpecChange
 from likewise.shards.lock import StoreLock
 from likewise.shards.partition import Partition
@@ -25,7 +21,6 @@ from likewise.shards.shard import Shard, ShardLimits, build_executor
 from likewise.shards.spec import GallerySpec
 from likewise.shards.store import GalleryExists, GalleryNotFound, Store, local_folder
 from likewise.shards.writer import GalleryWriter, WriterLimits
-from likewise.v1 import common_pb2
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +197,7 @@ class EmbeddedGalleries:
             await asyncio.to_thread(_discard, self._cache, gallery.spec)
 
     async def _load(self, store: GalleryStore) -> _Gallery:
-        writer = GalleryWriter(store, _match(store), limits=self._options.writer)
+        writer = GalleryWriter(store, matcher(lambda: store.spec.attributes), limits=self._options.writer)
         await writer.start()
         try:
             shards = await self._shards(store, store.spec, writer)
@@ -270,14 +265,6 @@ async def _close(gallery: _Gallery) -> None:
     await gallery.writer.close()
     for shard in gallery.shards:
         await shard.close()
-
-
-def _match(store: GalleryStore) -> Callable[[pa.Table, common_pb2.Filter], npt.NDArray[np.bool_]]:
-    def match(rows: pa.Table, condition: common_pb2.Filter) -> npt.NDArray[np.bool_]:
-        # The store's description, not one kept here: attributes may have been added since.
-        return compile_message(condition, store.spec.attributes).mask(rows)
-
-    return match
 
 
 def _discard(folder: Path, spec: GallerySpec) -> None:

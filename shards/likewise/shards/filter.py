@@ -67,6 +67,15 @@ def compile_message(message: pb.Filter, attributes: Sequence[AttributeSpec], *, 
     return _Compiler({attribute.name: _known_type(attribute.type) for attribute in attributes}).node(message, field, 1)
 
 
+def matcher(attributes: Callable[[], Sequence[AttributeSpec]]) -> Callable[[pa.Table, pb.Filter], Mask]:
+    """A function from rows and a filter to the (rows,) mask of those that match.
+
+    Args:
+        attributes: The schema at the time of each call: attributes may be added to a gallery in use.
+    """
+    return lambda rows, message: compile_message(message, attributes()).mask(rows)
+
+
 @dataclass(frozen=True, slots=True)
 class _All:
     operands: tuple[Predicate, ...]

@@ -9,10 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
 from likewise.export.manifest import Manifest, Repository
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.internal.v1 import shard_service_pb2_grpc, writer_service_pb2_grpc
@@ -30,15 +26,14 @@ from likewise.server.remote.shard_stub import ShardRoute, ShardStub
 from likewise.server.remote.writer_servicer import WriterServicer
 from likewise.server.session import Runtime
 from likewise.shards.cache import SealedCache
-from likewise.shards.committer import Match
-from likewise.shards.filter import compile_message
+from likewise.shards.filter import matcher
 from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.partition import Partition
 from likewise.shards.shard import Shard
 from likewise.shards.spec import GallerySpec
 from likewise.shards.store import GalleryNotFound, Store, local_folder
 from likewise.shards.writer import GalleryWriter
-from likewise.v1 import common_pb2, model_service_pb2
+from likewise.v1 import model_service_pb2
 
 _KINDS: Final = {
     "image_encoder": model_service_pb2.MODEL_KIND_IMAGE_ENCODER,
@@ -201,7 +196,7 @@ class WriterHost:
         """See `Host.start`."""
         if self._serving is None:
             gallery = await asyncio.to_thread(_open, self._options, self._part.spec)
-            writer = GalleryWriter(gallery, _match(gallery), limits=self._options.store.writer)
+            writer = GalleryWriter(gallery, matcher(lambda: gallery.spec.attributes), limits=self._options.store.writer)
             await writer.start()
             self._writer = writer
             servicer = WriterServicer(writer, gallery_id=self._part.spec.gallery_id)
@@ -301,14 +296,6 @@ def _open(options: HostOptions, wanted: GallerySpec) -> GalleryStore:
     if gallery.spec.gallery_id != wanted.gallery_id:
         raise GalleryNotFound(f"gallery {wanted.name!r} is {gallery.spec.gallery_id} now, not {wanted.gallery_id}")
     return gallery
-
-
-def _match(gallery: GalleryStore) -> Match:
-    def match(rows: pa.Table, condition: common_pb2.Filter) -> npt.NDArray[np.bool_]:
-        # The store's description, not one kept here: attributes may have been added since.
-        return compile_message(condition, gallery.spec.attributes).mask(rows)
-
-    return match
 
 
 def _routes(
