@@ -516,7 +516,7 @@ class SearchRequest(_message.Message):
     k: _builtins.int
     """Hits wanted, 1 to 10,000. Default 10."""
     include_reference: _builtins.bool
-    """Default false: a stored reference and the exact copies of it are left out."""
+    """Default false: a reference that is stored (by id, or as the same image file) and its exact copies are left out."""
     request_id: _builtins.str
     """Echoed and logged; made by the server when empty."""
     space: _builtins.str
