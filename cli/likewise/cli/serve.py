@@ -2,8 +2,8 @@
 
 import os
 
-# OpenMP reads this when FAISS loads it below. Threads that spin after each search take the cores from the event loop: on
-# two cores, 32 callers get twice the answers with PASSIVE that they get with ACTIVE (docs/benchmarks.md).
+# OpenMP reads this when FAISS loads it below. Threads that spin after each search take the cores from the event loop:
+# on two cores, 32 callers get twice the answers with PASSIVE that they get with ACTIVE (docs/benchmarks.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import asyncio
