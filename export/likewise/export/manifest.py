@@ -18,6 +18,7 @@ MODEL_FILE: Final = "model.onnx"
 
 Kind = Literal["image_encoder", "text_encoder", "composer"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+PRECISIONS: Final = ("fp32", "fp16", "int8")
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -39,7 +40,11 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class PreprocessingSpec:
-    """Fields of ``preprocess.Preprocessing``, kept here without its imports."""
+    """Fields of ``preprocess.Preprocessing``, kept here without its imports.
+
+    A field added after the first release has a default, and takes part in ``space_digest`` only where it differs from it:
+    spaces made before it was added keep their identity.
+    """
 
     size: int
     resize: str
@@ -48,6 +53,11 @@ class PreprocessingSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     targetpad: float | None = None
+    rounding: str = "nearest"
+    resize_to: int | None = None
+
+
+_LATER_PREPROCESSING: Final[Mapping[str, Any]] = {"rounding": "nearest", "resize_to": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,26 @@ class TokenizerSpec:
     pad_id: int = 0
     template: str = "{}"
     truncate: str = "end"
+    cleaning: str = "none"
+    pad_side: str = "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An Open Inference Protocol server that runs the graph instead of this process.
+
+    Attributes:
+        address: "host:port" of its gRPC service.
+        model: Name of the model there.
+        version: Version there; empty for the server's choice.
+        contents: "tensors": preprocessing and tokenising happen here, the graph's own inputs and outputs are named
+            by the manifest; "bytes": the server takes encoded images and texts itself.
+    """
+
+    address: str
+    model: str
+    version: str = ""
+    contents: Literal["tensors", "bytes"] = "tensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +108,10 @@ class Manifest:
         preprocessing: Of an image encoder.
         tokenizer: Of a text encoder.
         condition_templates: Of a composer: condition mode to text frame, "{}" is the text that was typed.
+        precision: Of the weights: "fp32", "fp16" or "int8"; inputs and outputs are float32 whatever it is.
+        compatible_with: Digest of an older space to the number of leading output numbers that may be compared with
+            its vectors, once brought to unit length: what backward-compatible training promises.
+        endpoint: Where the graph runs, if not in this process; there is no ``model.onnx`` then.
         notes: What outputs and scores mean.
         max_batch: Largest batch that parity was checked with.
         created_with: Versions of the libraries that made it.
@@ -97,6 +131,9 @@ class Manifest:
     preprocessing: PreprocessingSpec | None = None
     tokenizer: TokenizerSpec | None = None
     condition_templates: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "fp32"
+    compatible_with: Mapping[str, int] = field(default_factory=dict)
+    endpoint: Endpoint | None = None
     notes: str = ""
     max_batch: int = 64
     created_with: Mapping[str, str] = field(default_factory=dict)
@@ -246,23 +283,42 @@ def verify_files(model: Model) -> None:
             raise ManifestError(f"{path} has SHA-256 {actual}, its manifest says {expected}: damaged or replaced")
 
 
+def weights_sha256(files: Mapping[str, str]) -> str:
+    """What identifies a model's graph and weights, from the SHA-256 of its files, in hex.
+
+    With the weights inside, that is the SHA-256 of ``model.onnx``. A graph with external data holds none of them: two
+    trainings of one architecture have the same graph, so the data files take part.
+
+    Args:
+        files: A manifest's.
+
+    Returns:
+        64 hex digits.
+    """
+    weights = {name: digest for name, digest in files.items() if name.startswith(MODEL_FILE)}
+    if len(weights) == 1:
+        return weights[MODEL_FILE]
+    canonical = json.dumps(weights, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def space_digest(*, model_sha256: str, preprocessing: PreprocessingSpec, dim: int) -> str:
     """Identity of an embedding space: a hash over all that decides what a vector of it means.
 
     Args:
-        model_sha256: SHA-256 of the image encoder's model.onnx, in hex.
+        model_sha256: Of the image encoder, from ``weights_sha256``.
         preprocessing: What comes before it.
         dim: Length of its vectors, which are stored at unit length.
 
     Returns:
         "sha256:" and 64 hex digits.
     """
-    content = {
-        "dim": dim,
-        "image_encoder": model_sha256,
-        "normalised": True,
-        "preprocessing": asdict(preprocessing),
+    before = {
+        name: value
+        for name, value in asdict(preprocessing).items()
+        if name not in _LATER_PREPROCESSING or value != _LATER_PREPROCESSING[name]
     }
+    content = {"dim": dim, "image_encoder": model_sha256, "normalised": True, "preprocessing": before}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -308,9 +364,21 @@ def _from_json(content: dict[str, Any]) -> Manifest:
         values["preprocessing"] = PreprocessingSpec(**spec | {"mean": tuple(spec["mean"]), "std": tuple(spec["std"])})
     if content.get("tokenizer") is not None:
         values["tokenizer"] = TokenizerSpec(**content["tokenizer"])
+    if content.get("endpoint") is not None:
+        values["endpoint"] = Endpoint(**content["endpoint"])
     manifest = Manifest(**values)
     _check(manifest)
     return manifest
+
+
+def _check_endpoint(endpoint: Endpoint) -> None:
+    host, colon, port = endpoint.address.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError(f"endpoint address must be host:port, got {endpoint.address!r}")
+    if not endpoint.model:
+        raise ValueError("the endpoint needs the name of the model there")
+    if endpoint.contents not in ("tensors", "bytes"):
+        raise ValueError(f"endpoint contents must be 'tensors' or 'bytes', got {endpoint.contents!r}")
 
 
 def _tensors(rows: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
@@ -326,16 +394,25 @@ def _check(manifest: Manifest) -> None:
     for label, number in (("version", manifest.version), ("dim", manifest.dim), ("max_batch", manifest.max_batch)):
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"{label} must be an integer from 1, got {number!r}")
-    if MODEL_FILE not in manifest.files:
+    if manifest.precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {manifest.precision!r}")
+    for digest, leading in manifest.compatible_with.items():
+        if not isinstance(leading, int) or not 1 <= leading <= manifest.dim:
+            raise ValueError(f"compatible_with {digest!r} must be 1 to {manifest.dim} leading numbers, got {leading!r}")
+    if manifest.endpoint is not None:
+        _check_endpoint(manifest.endpoint)
+    elif MODEL_FILE not in manifest.files:
         raise ValueError(f"files must name {MODEL_FILE}, got {sorted(manifest.files)}")
     for name, digest in manifest.files.items():
         if Path(name).name != name or name in ("", ".", ".."):
             raise ValueError(f"file name {name!r} must be a plain name without folders")
         if not _SHA256.fullmatch(digest):
             raise ValueError(f"SHA-256 of {name!r} must be 64 hex digits, got {digest!r}")
-    if manifest.kind == "image_encoder" and manifest.preprocessing is None:
+    # A server that takes files and texts itself needs neither from us.
+    here = manifest.endpoint is None or manifest.endpoint.contents == "tensors"
+    if here and manifest.kind == "image_encoder" and manifest.preprocessing is None:
         raise ValueError("an image encoder needs preprocessing")
-    if manifest.kind == "text_encoder":
+    if here and manifest.kind == "text_encoder":
         if manifest.tokenizer is None:
             raise ValueError("a text encoder needs a tokenizer")
         if manifest.tokenizer.file not in manifest.files:

@@ -161,7 +161,7 @@ def test_every_wording_uses_known_words_only(kind: str) -> None:
     for _ in range(300):
         attribute = _NAMES[rng.integers(5)]
         values = VALUES[attribute]
-        noun = f"{TEXTURES[rng.integers(4)]} {COLOURS[rng.integers(8)]} {SHAPES[rng.integers(8)]}"
+        noun = f"{TEXTURES[rng.integers(4)]} {COLOURS[rng.integers(12)]} {SHAPES[rng.integers(12)]}"
         condition = {
             "focus_attribute": Condition(kind, attribute),
             "change_attribute": Condition(kind, attribute, values[rng.integers(len(values))]),

@@ -57,7 +57,7 @@ def test_pairs_are_kept_apart_and_every_shape_and_colour_is_trained_and_tested()
     assert not TEST_PAIRS & TRAINING_PAIRS
     assert not VALIDATION_PAIRS & TRAINING_PAIRS
     assert not VALIDATION_PAIRS & TEST_PAIRS
-    assert len(TRAINING_PAIRS | VALIDATION_PAIRS | TEST_PAIRS) == 64
+    assert len(TRAINING_PAIRS | VALIDATION_PAIRS | TEST_PAIRS) == len(SHAPES) * len(COLOURS)
     assert {shape for shape, _ in TEST_PAIRS} == set(SHAPES)
     assert {colour for _, colour in TEST_PAIRS} == set(COLOURS)
     assert {shape for shape, _ in TRAINING_PAIRS} == set(SHAPES)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from likewise.export.shapes import captions
+from likewise.export.shapes.binding import pair_phrases
 from likewise.export.shapes.pool import VARIANTS, GraphArrays, Pool, to_arrays, word_targets
 from likewise.export.shapes.triplets import NEGATIVES, Triplets, caption_matches, main_values, satisfied
 from likewise.export.shapes.world import BACKGROUNDS, COLOURS, SHAPES, THING_ATTRIBUTES, VALUES
@@ -31,6 +32,7 @@ class Batch:
         phrases: (p, n) int32 tokens of short phrases out of the captions ("a striped star", "grey
             background").
         true_phrases: (p, i) bool, phrase t is true of image j.
+        things: (i, 3, 4) int8, codes of each image's objects, read in its full caption.
         words: (i, w) bool, words and pairs of words that each image's full caption holds.
         conditions: (q, n) int32 tokens.
         references: (q,) positions in ``rows``.
@@ -43,6 +45,7 @@ class Batch:
     true_captions: npt.NDArray[np.bool_]
     phrases: I32
     true_phrases: npt.NDArray[np.bool_]
+    things: npt.NDArray[np.int8]
     words: npt.NDArray[np.bool_]
     conditions: I32
     references: I64
@@ -70,8 +73,9 @@ class Batches:
         self._caption_graphs = graphs
         self.condition_ids, self.condition_index = _unique_tokens(triplets.texts, tokenizer)
         things = pool.graphs.things[pool.graphs.things[:, :, 0] >= 0]
-        self._known_pairs = np.zeros((len(SHAPES), len(COLOURS)), np.bool_)
-        self._known_pairs[things[:, 0], things[:, 1]] = True
+        self.known_pairs = np.zeros((len(SHAPES), len(COLOURS)), np.bool_)
+        self.known_pairs[things[:, 0], things[:, 1]] = True
+        self.pair_ids = pair_phrases(tokenizer)
         self._targets, self.known_words = word_targets(pool.graphs)
         self.main_values = main_values(pool.graphs).astype(np.int64)
         self._single = np.flatnonzero((pool.graphs.things[:, :, 0] >= 0).sum(1) == 1)
@@ -120,6 +124,7 @@ class Batches:
             true_captions=caption_matches(texts, graphs, np.arange(len(rows))),
             phrases=phrases,
             true_phrases=caption_matches(phrase_graphs, graphs, np.zeros(len(phrases), np.int64)),
+            things=graphs.things,
             words=self._targets[rows],
             conditions=_blur(rng, trim(self.condition_ids[self.condition_index[query, wording]])),
             references=np.searchsorted(rows, self.triplets.reference[query]),
@@ -140,7 +145,7 @@ class Batches:
         others = graphs.things[images, (rng.random(_PHRASES) * counts).astype(np.int64)]
         swapped = nodes.copy()
         swapped[:, 1] = others[:, 1]
-        swap = (rng.random(_PHRASES) < 0.2) & self._known_pairs[swapped[:, 0], swapped[:, 1]]
+        swap = (rng.random(_PHRASES) < 0.2) & self.known_pairs[swapped[:, 0], swapped[:, 1]]
         nodes = np.where(swap[:, None], swapped, nodes)
         kept = rng.random((_PHRASES, 4)) < _KEEP_WORD
         kept[~kept.any(1), rng.integers(2)] = True

@@ -5,17 +5,24 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from likewise.export.shapes.batches import Batches, trim
+from likewise.export.shapes.conditions import KINDS
 from likewise.export.shapes.train import Plan, ShapesModel, masked_cross_entropy, pixels
-from likewise.export.shapes.triplets import satisfied
+from likewise.export.shapes.triplets import Triplets, satisfied
+from likewise.export.shapes.world import THING_ATTRIBUTES
 
 _QUERIES: Final = 384
 _SHARED: Final = 384  # random scenes of the pool that are candidates of every query of a step
 _ENCODE: Final = 256
+_TEXTURE: Final = THING_ATTRIBUTES.index("texture")
+_TEXTURE_WEIGHT: Final = 3.0
+"""How often "the same texture" is asked against any other condition: it is learnt last. With equal shares, 2,500 steps
+left it at chance on validation pairs (14 % of 10 candidates) while every other attribute stood above 99."""
 
 
 @torch.no_grad()
@@ -36,6 +43,13 @@ def encode_conditions(model: ShapesModel, batches: Batches) -> Tensor:
     return torch.cat(parts)
 
 
+def shares(triplets: Triplets) -> npt.NDArray[np.float64]:
+    """How likely each triplet is to be drawn, (m,), adding up to 1."""
+    texture = (triplets.kind == KINDS.index("focus_attribute")) & (triplets.attribute == _TEXTURE)
+    weights = np.where(texture, _TEXTURE_WEIGHT, 1.0)
+    return np.asarray(weights / weights.sum(), np.float64)
+
+
 def train_combiner(
     model: ShapesModel,
     batches: Batches,
@@ -50,6 +64,7 @@ def train_combiner(
     images, conditions = encode_pool(model, batches), encode_conditions(model, batches)
     units = functional.normalize(images, dim=1)
     triplets = batches.triplets
+    drawn_below = np.cumsum(shares(triplets))
     optimizer = torch.optim.AdamW(
         [*model.combiner.parameters(), model.query_scale], lr=plan.polish_rate, weight_decay=plan.weight_decay
     )
@@ -59,7 +74,7 @@ def train_combiner(
         torch.manual_seed(plan.seed * 7_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = plan.polish_rate * 0.5 * (1 + math.cos(math.pi * step / plan.combiner_steps))
-        query = rng.integers(len(triplets.kind), size=_QUERIES)
+        query = np.minimum(np.searchsorted(drawn_below, rng.random(_QUERIES)), len(drawn_below) - 1)
         shared = rng.integers(len(units), size=_SHARED)
         hard = triplets.negatives[query]
         own = np.concatenate([triplets.target[query][:, None], np.maximum(hard, 0)], 1)

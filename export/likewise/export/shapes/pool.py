@@ -38,6 +38,7 @@ I8 = npt.NDArray[np.int8]
 RENDER_SIZES: Final = (96, 128, 192)
 VARIANTS: Final = 5
 _CHUNK: Final = 250
+_EXCHANGES: Final = 3  # a cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,11 @@ def word_targets(graphs: GraphArrays) -> tuple[npt.NDArray[np.bool_], npt.NDArra
 
 
 def sample_cluster(rng: np.random.Generator, pairs: frozenset[Pair]) -> list[Scene]:
-    """A scene and some fifteen edits of it, each drawn anew with small drift; every pair shown is in ``pairs``."""
+    """A scene and some fifteen edits of it, each drawn anew with small drift; every pair shown is in ``pairs``.
+
+    Some edits only exchange the colours of two objects: the same words, bound otherwise (Yuksekgonul et al., When
+    and Why Vision-Language Models Behave like Bags-of-Words, 2023).
+    """
     ordered = sorted(pairs)
     base = sample_scene(rng, ordered)
     edits: list[Scene | None] = [base]
@@ -156,7 +161,24 @@ def sample_cluster(rng: np.random.Generator, pairs: frozenset[Pair]) -> list[Sce
                 replace(added, background=other(rng, BACKGROUNDS, base.background)),
                 recolour(rng, added, focus, pairs),
             ]
+    crowded = [edit for edit in edits if edit is not None and len(edit.things) > 1]
+    edits += [exchange(rng, crowded[i], pairs) for i in rng.permutation(len(crowded))[:_EXCHANGES].tolist()]
     return [base, *(redraw(rng, edit) for edit in edits[1:] if edit is not None)]
+
+
+def exchange(rng: np.random.Generator, scene: Scene, pairs: frozenset[Pair]) -> Scene | None:
+    """Two objects of different shape with their colours exchanged, pairs in ``pairs``; None if there are none."""
+    couples = [(i, j) for i in range(len(scene.things)) for j in range(i)]
+    for k in rng.permutation(len(couples)).tolist():
+        i, j = couples[k]
+        first, second = scene.things[i], scene.things[j]
+        if first.shape == second.shape or first.colour == second.colour:
+            continue
+        swapped = edit_thing(edit_thing(scene, i, colour=second.colour), j, colour=first.colour)
+        found = {thing.pair for thing in swapped.things}
+        if found <= pairs and len(found) == len(swapped.things):
+            return swapped
+    return None
 
 
 def recolour(rng: np.random.Generator, scene: Scene, index: int, pairs: frozenset[Pair]) -> Scene | None:

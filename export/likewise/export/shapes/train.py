@@ -23,6 +23,7 @@ from torch.nn import functional
 from likewise.export.combiner import Combiner, CombinerConfig
 from likewise.export.networks import ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from likewise.export.shapes.batches import Batch, Batches
+from likewise.export.shapes.binding import binding_loss
 from likewise.export.shapes.world import BACKGROUNDS, THING_ATTRIBUTES, VALUES
 
 _LOG = logging.getLogger(__name__)
@@ -56,10 +57,10 @@ class Plan:
         seed: Of weights, batches and augmentation.
     """
 
-    steps: int = 5000
+    steps: int = 6000
     naming_steps: int = 300
     contrastive_steps: int = 800
-    combiner_steps: int = 2500
+    combiner_steps: int = 5500
     references: int = 22
     queries: int = 4
     negatives: int = 2
@@ -73,6 +74,7 @@ class Plan:
     word_weight: float = 20.0
     main_weight: float = 0.5
     word_share: float = 0.6
+    binding_weight: float = 1.0
     seed: int = 1
 
 
@@ -241,6 +243,7 @@ class Trainer:
             image = model.image(images.contiguous(memory_format=torch.channels_last)).float()
             text = model.text(torch.from_numpy(batch.captions)).float()
             phrase = model.text(torch.from_numpy(batch.phrases)).float()
+            pair = model.text(torch.from_numpy(self._batches.pair_ids)).float()
         unit_image, unit_text = functional.normalize(image, dim=1), functional.normalize(text, dim=1)
 
         scale = model.caption_scale.exp().clamp(max=_MAX_SCALE)
@@ -260,9 +263,9 @@ class Trainer:
         phrase_loss = functional.binary_cross_entropy_with_logits(phrase_logits, true_phrases)
         share = max(0.0, 1 - self.step / (plan.word_share * plan.steps))
         if share > 0:
-            known = torch.from_numpy(self._batches.known_words)
-            said = torch.from_numpy(batch.words)[:, known].float()
-            named = model.word_head(image)[:, known]
+            words = torch.from_numpy(self._batches.known_words)
+            said = torch.from_numpy(batch.words)[:, words].float()
+            named = model.word_head(image)[:, words]
             word_loss = functional.binary_cross_entropy_with_logits(named, said)
             losses["word"] = word_loss.item()
             main, accuracy = main_loss(model.main_head(image), self._batches.main_values[batch.rows])
@@ -270,7 +273,11 @@ class Trainer:
             caption_loss = caption_loss + share * (plan.word_weight * word_loss + plan.main_weight * main)
         losses["phrase"] = phrase_loss.item()
         caption_loss = caption_loss + plan.phrase_weight * phrase_loss
-        loss = caption_loss
+        pair_logits = model.phrase_scale.exp() * unit_image @ functional.normalize(pair, dim=1).T
+        known = self._batches.known_pairs
+        bound, bound_accuracy = binding_loss(pair_logits.view(-1, *known.shape), batch.things, known)
+        losses |= {"binding": bound.item(), "binding_accuracy": bound_accuracy}
+        loss = caption_loss + plan.binding_weight * bound
         if self.step >= plan.contrastive_steps:
             with _precision(low=self._low):
                 condition = model.text(torch.from_numpy(batch.conditions)).float()
@@ -280,7 +287,7 @@ class Trainer:
             query_loss = masked_cross_entropy(query_logits, targets, spared)
             hit = (query_logits.masked_fill(spared, -1e4).argmax(1) == targets).float().mean()
             losses |= {"query": query_loss.item(), "query_accuracy": hit.item()}
-            loss = query_loss + plan.contrastive_weight * caption_loss
+            loss = query_loss + plan.contrastive_weight * caption_loss + plan.binding_weight * bound
         return loss, losses
 
     def save(self) -> None:

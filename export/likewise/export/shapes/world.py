@@ -15,8 +15,34 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-SHAPES: Final = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "crescent")
-COLOURS: Final = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+SHAPES: Final = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "heart",
+    "ring",
+    "crescent",
+    "diamond",
+    "hourglass",
+    "bolt",
+    "chevron",
+)
+COLOURS: Final = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "cyan",
+    "blue",
+    "purple",
+    "pink",
+    "magenta",
+    "maroon",
+    "olive",
+    "navy",
+)
 TEXTURES: Final = ("plain", "striped", "dotted", "checked")
 SIZES: Final = ("small", "large")
 BACKGROUNDS: Final = ("white", "grey", "black", "beige", "sky", "grainy")
@@ -33,24 +59,31 @@ THING_ATTRIBUTES: Final = ("shape", "colour", "texture", "size")
 
 Pair = tuple[str, str]
 
-# One (shape, colour) pair per shape and per colour is kept for the test; four further ones for validation, so
+# One (shape, colour) pair per shape and per colour is kept for the test; six further ones for validation, so
 # that nothing is ever tuned on a test pair. The strides only spread the pairs over the hues.
-TEST_PAIRS: Final[frozenset[Pair]] = frozenset((s, COLOURS[(3 * i + 1) % 8]) for i, s in enumerate(SHAPES))
-VALIDATION_PAIRS: Final[frozenset[Pair]] = frozenset((SHAPES[i], COLOURS[(3 * i + 5) % 8]) for i in (0, 2, 5, 7))
+TEST_PAIRS: Final[frozenset[Pair]] = frozenset((s, COLOURS[(5 * i + 1) % 12]) for i, s in enumerate(SHAPES))
+VALIDATION_PAIRS: Final[frozenset[Pair]] = frozenset(
+    (SHAPES[i], COLOURS[(5 * i + 7) % 12]) for i in (0, 2, 5, 7, 8, 11)
+)
 TRAINING_PAIRS: Final[frozenset[Pair]] = (
     frozenset((s, c) for s in SHAPES for c in COLOURS) - TEST_PAIRS - VALIDATION_PAIRS
 )
 
-# Hue in degrees, saturation and value; hues lie at least 26 degrees apart and are jittered by at most 7.
+# Hue in degrees, saturation and value; hues are jittered by at most 7 degrees. Colours whose hues lie nearer than
+# 20 degrees differ in value by a third or more, far above the tone's jitter.
 _HSV: Final[dict[str, tuple[float, float, float]]] = {
     "red": (2, 0.88, 0.86),
     "orange": (28, 0.92, 0.97),
     "yellow": (54, 0.88, 0.97),
     "green": (122, 0.72, 0.66),
     "cyan": (180, 0.85, 0.86),
-    "blue": (226, 0.82, 0.88),
+    "blue": (218, 0.80, 0.94),
     "purple": (276, 0.72, 0.70),
-    "pink": (326, 0.50, 1.00),
+    "pink": (334, 0.45, 1.00),
+    "magenta": (306, 0.88, 0.84),
+    "maroon": (350, 0.86, 0.52),
+    "olive": (64, 0.86, 0.54),
+    "navy": (236, 0.80, 0.50),
 }
 _HUE_JITTER_DEGREES: Final = 7.0
 _FLAT: Final[dict[str, tuple[int, int, int]]] = {
@@ -308,6 +341,26 @@ def _crescent() -> npt.NDArray[np.float64]:
     return np.asarray(np.concatenate([a, b[1:-1]]) + np.array([0.12, 0.0]), np.float64)
 
 
+def _diamond() -> npt.NDArray[np.float64]:
+    return np.array([(0.0, -1.0), (0.62, 0.0), (0.0, 1.0), (-0.62, 0.0)])
+
+
+def _hourglass() -> npt.NDArray[np.float64]:
+    a, b, waist = 0.74, 0.78, 0.2
+    return np.array([(-a, -b), (a, -b), (waist, 0.0), (a, b), (-a, b), (-waist, 0.0)])
+
+
+def _bolt() -> npt.NDArray[np.float64]:
+    return np.array(
+        [(-0.12, -0.96), (0.56, -0.96), (0.2, -0.28), (0.7, -0.28), (-0.36, 0.98), (-0.1, 0.16), (-0.62, 0.16)]
+    )
+
+
+def _chevron() -> npt.NDArray[np.float64]:
+    # An upright angle: "^" with thick arms.
+    return np.array([(0.0, -0.72), (0.84, 0.12), (0.84, 0.72), (0.0, -0.08), (-0.84, 0.72), (-0.84, 0.12)])
+
+
 def _cross(arm: float = 0.34, reach: float = 0.92) -> npt.NDArray[np.float64]:
     a, r = arm, reach
     return np.array(
@@ -337,4 +390,8 @@ _OUTLINES: Final[dict[str, npt.NDArray[np.float64]]] = {
     "cross": _cross(),
     "heart": _heart(),
     "crescent": _crescent(),
+    "diamond": _diamond(),
+    "hourglass": _hourglass(),
+    "bolt": _bolt(),
+    "chevron": _chevron(),
 }
