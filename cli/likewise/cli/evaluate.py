@@ -1,4 +1,4 @@
-"""`likewise eval`: how well conditions are understood, measured on held-out pictures of the built-in world."""
+"""`likewise eval`: how well conditions are understood, on held-out pictures of the built-in world and in the field."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from likewise.cli.evaluation import commands, landmarks
 from likewise.export.evaluate import Interval
 from likewise.export.manifest import ManifestError
 from likewise.export.shapes import benchmark
@@ -28,6 +29,17 @@ _DESIGN_MEANS: Final = {
 @app.callback()
 def evaluate() -> None:
     """Measure models on benchmarks of conditional similarity."""
+
+
+for _command in (
+    commands.genecis,
+    commands.cirr,
+    commands.fashioniq,
+    commands.circo,
+    landmarks.gldv2,
+    commands.templates,
+):
+    app.command()(_command)
 
 
 @app.command()

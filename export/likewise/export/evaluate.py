@@ -17,6 +17,7 @@ I64 = npt.NDArray[np.int64]
 
 CUTOFFS: Final = (1, 2, 3)
 _RESAMPLES: Final = 2000
+_DRAWN_CELLS: Final = 1 << 22
 _WEIGHTS: Final = tuple(round(0.05 * i, 2) for i in range(21))
 
 
@@ -134,9 +135,14 @@ def bootstrap_means(values: F64, clusters: I64, *, seed: int = 0) -> F64:
     count = int(inverse.max()) + 1
     sums = np.bincount(inverse, values, count)
     sizes = np.bincount(inverse, minlength=count)
-    # The same seed for every method makes differences paired.
-    picks = np.random.default_rng(seed).integers(count, size=(_RESAMPLES, count))
-    return np.asarray(sums[picks].sum(1) / sizes[picks].sum(1), np.float64)
+    # The same seed for every method makes differences paired. Drawn in blocks of bounded size, which gives the same
+    # numbers as all at once: a hundred thousand clusters would take gigabytes.
+    rng, step = np.random.default_rng(seed), max(1, _DRAWN_CELLS // count)
+    means = []
+    for start in range(0, _RESAMPLES, step):
+        picks = rng.integers(count, size=(min(step, _RESAMPLES - start), count))
+        means.append(sums[picks].sum(1) / sizes[picks].sum(1))
+    return np.asarray(np.concatenate(means), np.float64)
 
 
 def interval(values: F64, clusters: I64, *, seed: int = 0) -> Interval:

@@ -1,0 +1,1 @@
+"""The public benchmarks of `likewise eval`, from features or through a server."""
