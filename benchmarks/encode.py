@@ -1,4 +1,8 @@
-"""Queries by picture and condition beside raw ONNX Runtime and a bare gRPC echo, in one run: see `--help`."""
+"""Encoding beside raw ONNX Runtime in one run: see `--help`.
+
+`--model vit-b-32` measures a large image encoder through the service with concurrent callers; the default, the built-in
+models through queries by picture and condition, beside a bare gRPC echo too.
+"""
 
 import typer
 

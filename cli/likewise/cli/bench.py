@@ -1,15 +1,23 @@
 """`likewise bench`: speed of this installation on this machine, beside the limits that no server could pass."""
 
+import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from likewise.cli.benchmark import encode as encode_benchmark
+from likewise.cli.benchmark import encode_model, goal_report, vit
 from likewise.cli.benchmark import ingest as ingest_benchmark
 from likewise.cli.benchmark import search as search_benchmark
+from likewise.cli.benchmark.encode_raw import RawFailed
 from likewise.cli.benchmark.gallery import NotReady
+from likewise.cli.benchmark.goal_list import GOALS
+from likewise.cli.benchmark.goals import Line, evaluate
 from likewise.cli.benchmark.load import LoadFailed
 from likewise.cli.benchmark.report import Report
 from likewise.cli.server_process import ServerFailed, stop_on_sigterm
@@ -19,6 +27,14 @@ from likewise.export.manifest import ManifestError
 app = typer.Typer(add_completion=False)
 
 _MODES: Final = ("embedded", "ray")
+# The defaults of the options are those of the plans.
+_SEARCH: Final = search_benchmark.Plan()
+_INGEST: Final = ingest_benchmark.Plan()
+_ENCODE: Final = encode_benchmark.Plan()
+_SEARCH_CALLERS: Final = ",".join(map(str, _SEARCH.callers))
+_ENCODE_CALLERS: Final = ",".join(map(str, _ENCODE.callers))
+_PIPE_WIDTH: Final = 140
+_FAILURES: Final = (ServerFailed, LoadFailed, RawFailed, NotReady, LikewiseError, ManifestError)
 _T = TypeVar("_T", int, float)
 
 Mode = Annotated[str, typer.Option(help="embedded or ray.")]
@@ -26,6 +42,9 @@ Items = Annotated[int, typer.Option(min=1_000, help="Rows of the gallery.")]
 Dim = Annotated[int, typer.Option(min=2, max=32_768, help="Dimensions.")]
 Callers = Annotated[str, typer.Option(help="Calls in progress at any time, a comma between numbers.")]
 Index = Annotated[str, typer.Option(help="hnsw or flat.")]
+Links = Annotated[int, typer.Option("--m", min=4, max=128, help="HNSW links.")]
+Construction = Annotated[int, typer.Option("--ef-construction", min=8, help="HNSW candidates while building.")]
+Queries = Annotated[int, typer.Option(min=1, help="Distinct queries.")]
 Shards = Annotated[int, typer.Option(min=1, max=1_024, help="Shards of the gallery.")]
 Runs = Annotated[int, typer.Option(min=1, help="Measurements of each figure; the median and the spread are told.")]
 Seconds = Annotated[float, typer.Option(min=0.5, help="Seconds of each measurement.")]
@@ -54,11 +73,11 @@ def bench(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command()
 def search(
-    mode: Mode = "embedded",
-    items: Items = 50_000,
-    dim: Dim = 512,
-    callers: Callers = "1,8,32",
-    index: Index = "hnsw",
+    mode: Mode = _SEARCH.mode,
+    items: Items = _SEARCH.items,
+    dim: Dim = _SEARCH.dim,
+    callers: Callers = _SEARCH_CALLERS,
+    index: Index = _SEARCH.index,
     filters: Annotated[
         str, typer.Option("--filter", help="Percent of the rows that a filter leaves, or none; a comma between them.")
     ] = "none",
@@ -66,16 +85,16 @@ def search(
         bool, typer.Option("--correlated", help="Filters leave whole clusters, not random rows.")
     ] = False,
     client: Annotated[str, typer.Option(help="stub (bare gRPC), sdk, or both with a comma.")] = "stub",
-    k: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = 10,
-    queries: Annotated[int, typer.Option(min=1, help="Distinct queries.")] = 1_000,
-    m: Annotated[int, typer.Option(min=4, max=128, help="HNSW links.")] = 32,
-    ef_construction: Annotated[int, typer.Option(min=8, help="HNSW candidates while building.")] = 100,
-    ef: Annotated[int, typer.Option(min=1, help="HNSW candidates while searching.")] = 64,
-    shards: Shards = 1,
-    runs: Runs = 3,
-    seconds: Seconds = 5.0,
-    threads: Threads = 2,
-    seed: Seed = 7,
+    k: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = _SEARCH.k,
+    queries: Queries = _SEARCH.queries,
+    m: Links = _SEARCH.m,
+    ef_construction: Construction = _SEARCH.ef_construction,
+    ef: Annotated[int, typer.Option(min=1, help="HNSW candidates while searching.")] = _SEARCH.ef,
+    shards: Shards = _SEARCH.shards,
+    runs: Runs = _SEARCH.runs,
+    seconds: Seconds = _SEARCH.measure_s,
+    threads: Threads = _SEARCH.threads,
+    seed: Seed = _SEARCH.seed,
     as_json: AsJson = False,
 ) -> None:
     """Calls a second and latency of Search on clustered vectors, with recall, beside a bare gRPC echo and raw FAISS."""
@@ -111,16 +130,16 @@ def search(
 
 @app.command()
 def ingest(
-    mode: Mode = "embedded",
-    items: Items = 50_000,
-    dim: Dim = 512,
-    index: Index = "hnsw",
-    m: Annotated[int, typer.Option(min=4, max=128, help="HNSW links.")] = 32,
-    ef_construction: Annotated[int, typer.Option(min=8, help="HNSW candidates while building.")] = 100,
-    shards: Shards = 1,
-    runs: Runs = 3,
-    threads: Threads = 2,
-    seed: Seed = 7,
+    mode: Mode = _INGEST.mode,
+    items: Items = _INGEST.items,
+    dim: Dim = _INGEST.dim,
+    index: Index = _INGEST.index,
+    m: Links = _INGEST.m,
+    ef_construction: Construction = _INGEST.ef_construction,
+    shards: Shards = _INGEST.shards,
+    runs: Runs = _INGEST.runs,
+    threads: Threads = _INGEST.threads,
+    seed: Seed = _INGEST.seed,
     as_json: AsJson = False,
 ) -> None:
     """Rows a second until durable and until sealed, beside one raw Lance write and one raw FAISS build."""
@@ -143,25 +162,44 @@ def ingest(
 
 @app.command()
 def encode(
-    mode: Mode = "embedded",
-    items: Items = 1_000,
-    callers: Callers = "1,32",
-    queries: Annotated[int, typer.Option(min=1, help="Distinct queries.")] = 200,
-    batch: Annotated[int, typer.Option(min=1, help="Queries a run of the graphs in the limit.")] = 64,
-    runs: Runs = 3,
-    seconds: Seconds = 5.0,
-    threads: Threads = 2,
-    seed: Seed = 7,
+    mode: Mode = _ENCODE.mode,
+    model: Annotated[
+        str, typer.Option(help="shapes (the built-in models, through Search), vit-b-32 or vit-tiny (random weights).")
+    ] = "shapes",
+    items: Items = _ENCODE.items,
+    callers: Callers = _ENCODE_CALLERS,
+    queries: Queries = _ENCODE.queries,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=1_024, help="Rows a run of the raw graph. Default: 64 for shapes, else 32.")
+    ] = None,
+    runs: Runs = _ENCODE.runs,
+    seconds: Seconds = _ENCODE.measure_s,
+    threads: Threads = _ENCODE.threads,
+    seed: Seed = _ENCODE.seed,
     as_json: AsJson = False,
 ) -> None:
-    """Queries by picture and condition a second with the built-in model, beside raw ONNX Runtime and the echo."""
+    """Queries by picture and condition a second, or pictures a second of a large encoder, beside raw ONNX Runtime."""
     _one_of("--mode", (mode,), _MODES)
+    _one_of("--model", (model,), ("shapes", *vit.SIZES))
+    if model != "shapes":
+        large = encode_model.ModelPlan(
+            model=model,
+            mode=mode,
+            callers=_numbers("--callers", callers, int, low=1, high=10_000),
+            batch=batch or 32,
+            runs=runs,
+            measure_s=seconds,
+            threads=threads,
+            seed=seed,
+        )
+        _run(lambda report: encode_model.run(large, report), as_json=as_json)
+        return
     plan = encode_benchmark.Plan(
         mode=mode,
         items=items,
         queries=queries,
         callers=_numbers("--callers", callers, int, low=1, high=10_000),
-        batch=batch,
+        batch=batch or 64,
         runs=runs,
         measure_s=seconds,
         threads=threads,
@@ -170,16 +208,74 @@ def encode(
     _run(lambda report: encode_benchmark.run(plan, report), as_json=as_json)
 
 
+@app.command()
+def goals(
+    lines: Annotated[
+        list[Path] | None,
+        typer.Option(help="Result lines to take figures from too: what --json printed, benchmarks/peers.py wrote."),
+    ] = None,
+    measure: Annotated[bool, typer.Option(help="Measure here what this command can; else only read --lines.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the figures against the goals on speed: pass, miss or not measured. Measuring takes about a quarter hour."""
+    if not measure and not lines:
+        raise typer.BadParameter("--no-measure without --lines leaves nothing to hold against the goals")
+    try:
+        known: list[Line] = [line for path in lines or () for line in goal_report.read_lines(path)]
+    except goal_report.BadLines as error:
+        raise typer.BadParameter(f"--lines: {error}") from error
+    stop_on_sigterm()
+    report = Report(as_json=as_json)
+    if measure:
+        for part in _goal_parts():
+            try:
+                part(report)
+            except _FAILURES as error:
+                # A goal that cannot be measured is one of the answers; the others are still wanted.
+                _say_failed(error)
+        report.close()
+    # What is measured here comes last, and the last line of a setting counts.
+    results = evaluate(GOALS, [*known, *goal_report.as_lines(report.measurements)])
+    if as_json:
+        for result in results:
+            print(goal_report.to_json(result))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+        console.print(goal_report.table(results))
+        console.print(goal_report.summary(results), highlight=False)
+
+
+def _goal_parts() -> list[Callable[[Report], None]]:
+    """What the goals need of the measurements there are, each in the setting of its goal."""
+    plan = search_benchmark.Plan
+    searches = (
+        plan(callers=(1, 32)),
+        plan(items=200_000, index="flat", callers=(64,)),
+        plan(items=200_000, callers=(32,), runs=1, measure_s=1.0),  # for the memory it takes
+        plan(mode="ray", shards=2, callers=(32,)),
+    )
+    return [
+        *(partial(search_benchmark.run, one) for one in searches),
+        partial(ingest_benchmark.run, ingest_benchmark.Plan()),
+        partial(encode_model.run, encode_model.ModelPlan(model="vit-b-32", callers=(32,))),
+    ]
+
+
 def _run(work: Callable[[Report], None], *, as_json: bool) -> None:
     stop_on_sigterm()
     report = Report(as_json=as_json)
     try:
         work(report)
-    except (ServerFailed, LoadFailed, NotReady, LikewiseError, ManifestError) as error:
-        Console(stderr=True).print(f"[red]The benchmark failed:[/red] {error}", highlight=False, soft_wrap=True)
+    except _FAILURES as error:
+        _say_failed(error)
         raise typer.Exit(1) from error
     finally:
         report.close()
+
+
+def _say_failed(error: Exception) -> None:
+    console = Console(stderr=True)
+    console.print(f"[red]The benchmark failed:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 def _one_of(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -26,13 +26,19 @@ from likewise.server.errors import Unavailable
 from likewise.server.gallery_service import GalleryService
 from likewise.server.gallery_stats import GalleryStatsCache
 from likewise.server.health import Health
+from likewise.server.inference_statistics import InferenceStatistics
 from likewise.server.interceptors import CallInterceptor
 from likewise.server.item_service import ItemService
 from likewise.server.metrics import Metrics, MetricsEndpoint
 from likewise.server.model_service import ModelServiceServicer
+from likewise.server.promotion import VersionedModels
 from likewise.server.protocols import Galleries, Models
+from likewise.server.recent_queries import RecentQueries
+from likewise.server.remote import inference_servicer
+from likewise.server.remote.inference_servicer import InferenceServicer
 from likewise.server.search import Searcher
 from likewise.server.search_service import SearchService
+from likewise.server.served import InUse, ServedModels
 from likewise.v1 import (
     gallery_service_pb2,
     gallery_service_pb2_grpc,
@@ -117,6 +123,9 @@ class Server:
         parts: What to open before serving, in order, and to close after it, in reverse.
         metrics: Where to count; a registry of its own by default.
         announce: Told the address once calls are taken.
+        versions: The models once more, if their versions can be changed while the server runs.
+        served: Model versions one by one, for the Open Inference Protocol; by default those that `models` has in use.
+        statistics: What that protocol tells about them; whoever runs batches adds them there.
 
     Attributes:
         metrics: Where it counts.
@@ -131,9 +140,15 @@ class Server:
         parts: Sequence[Part] = (),
         metrics: Metrics | None = None,
         announce: Callable[[str], None] | None = None,
+        versions: VersionedModels | None = None,
+        served: ServedModels | None = None,
+        statistics: InferenceStatistics | None = None,
     ) -> None:
         self._options = options
         self._models = models
+        self._versions = versions
+        self._served = served or InUse(models)
+        self._statistics = statistics or InferenceStatistics()
         self._galleries = galleries
         self._parts = parts
         self.metrics = metrics or Metrics(version=release())
@@ -141,7 +156,7 @@ class Server:
         self._state = _State.LOADING
         self._stack = contextlib.AsyncExitStack()
         self._grpc: aio.Server | None = None
-        self._health = Health(_SERVICES)
+        self._health = Health((*_SERVICES, inference_servicer.SERVICE))
         self._port = 0
         self._listening = False
         self._metrics_port: int | None = None
@@ -217,7 +232,10 @@ class Server:
         self._stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         interceptor = CallInterceptor(metrics=self.metrics, admit=self._admit, max_calls=options.max_calls)
         server = aio.server(interceptors=(interceptor,), options=_GRPC_OPTIONS)
-        searcher = Searcher(models=self._models, galleries=self._galleries, metrics=self.metrics, executor=executor)
+        recent = RecentQueries()
+        searcher = Searcher(
+            models=self._models, galleries=self._galleries, metrics=self.metrics, executor=executor, recent=recent
+        )
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(
             SearchService(
                 searcher, batch_concurrency=options.batch_concurrency, stream_in_flight=options.stream_in_flight
@@ -235,7 +253,15 @@ class Server:
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(
             GalleryService(galleries=self._galleries, models=self._models), server
         )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServiceServicer(self._models), server)
+        models = ModelServiceServicer(self._models, versions=self._versions, galleries=self._galleries, recent=recent)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+        inference = InferenceServicer(
+            self._served,
+            control=self._versions,
+            statistics=self._statistics,
+            serving=lambda: self._state is _State.SERVING,
+        )
+        inference.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         health: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((*_SERVICES, health, reflection.SERVICE_NAME), server)

@@ -2,7 +2,8 @@
 
 A batch starts at once when the runner is idle and collects while one runs, so that batches grow with the load and an
 idle server adds no wait (Crankshaw et al., Clipper, 2017, section 4.3). Callers take turns within a batch: a call of a
-thousand items leaves room in every batch for the call of one.
+thousand items leaves room in every batch for the call of one. A batch has until the latest deadline of its callers:
+whoever runs it reads that from `remote.deadlines`.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from likewise.server.errors import Overloaded, Unavailable
+from likewise.server.remote import deadlines
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,11 +38,13 @@ class BatchLimits:
         max_batch: Items run together, at least 1.
         max_items: Items admitted at a time, waiting or running, at least max_batch; past it callers are refused.
         max_delay_s: How long an idle runner waits for a fuller batch, seconds; 0 starts at once.
+        max_running: Batches in progress at a time, at least 1; more than one where another machine does the work.
     """
 
     max_batch: int = 32
     max_items: int = 1024
     max_delay_s: float = 0.0
+    max_running: int = 1
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
@@ -49,6 +53,8 @@ class BatchLimits:
             raise ValueError(f"max_items must be at least max_batch ({self.max_batch}), got {self.max_items}")
         if self.max_delay_s < 0:
             raise ValueError(f"max_delay_s must not be negative, got {self.max_delay_s}")
+        if self.max_running < 1:
+            raise ValueError(f"max_running must be at least 1, got {self.max_running}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +63,22 @@ class BatchReport:
 
     Attributes:
         name: The batcher's.
-        size: Items in it.
         waiting: Items left waiting when it started.
-        queue_s: Longest wait in it, seconds.
+        queue_s: Wait of each of its items, seconds.
         run_s: The run itself, seconds.
         failed: Whether the run raised.
     """
 
     name: str
-    size: int
     waiting: int
-    queue_s: float
+    queue_s: tuple[float, ...]
     run_s: float
     failed: bool
+
+    @property
+    def size(self) -> int:
+        """Items in it."""
+        return len(self.queue_s)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +86,8 @@ class _Entry(Generic[T, R]):
     item: T
     future: asyncio.Future[R]
     since_s: float
+    until_s: float | None
+    """When its caller stops waiting, of `time.monotonic`; None for never."""
 
 
 class Lane(Generic[T, R]):
@@ -116,7 +127,7 @@ class Batcher(Generic[T, R]):
     """Runs items of concurrent callers in batches on a thread of its own. All methods belong to one event loop.
 
     Args:
-        run: Takes 1 to max_batch items, returns a result for each, in order; blocks; runs on one thread only.
+        run: Takes 1 to max_batch items, returns a result for each, in order; blocks; runs on max_running threads.
         name: For logs, metrics and messages.
         limits: Its bounds.
         on_batch: Told about every batch, on the event loop.
@@ -134,12 +145,12 @@ class Batcher(Generic[T, R]):
         self.limits = limits or BatchLimits()
         self._run = run
         self._on_batch = on_batch
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"batch-{name}")
+        self._executor = ThreadPoolExecutor(max_workers=self.limits.max_running, thread_name_prefix=f"batch-{name}")
         self._lanes: deque[Lane[T, R]] = deque()
         self._admitted = 0
         self._waiting = 0
         self._item_s = 0.0
-        self._runner: asyncio.Task[None] | None = None
+        self._runners: set[asyncio.Task[None]] = set()
         self._full = asyncio.Event()
         self._closed = False
 
@@ -186,8 +197,8 @@ class Batcher(Generic[T, R]):
                 if not entry.future.done():
                     entry.future.set_exception(Unavailable(f"{self.name} is shutting down"))
         self._full.set()
-        if self._runner is not None:
-            await self._runner
+        if self._runners:
+            await asyncio.wait(self._runners)
         self._executor.shutdown(wait=False)
 
     def _enqueue(self, lane: Lane[T, R], items: Sequence[T]) -> list[asyncio.Future[R]]:
@@ -200,13 +211,15 @@ class Batcher(Generic[T, R]):
         if not lane._entries:
             self._lanes.append(lane)
         now = time.perf_counter()
-        lane._entries.extend(_Entry(item, future, now) for item, future in zip(items, futures, strict=True))
+        left = deadlines.remaining_s()
+        until = None if left is None else time.monotonic() + left
+        lane._entries.extend(_Entry(item, future, now, until) for item, future in zip(items, futures, strict=True))
         self._waiting += len(futures)
         if self._waiting >= self.limits.max_batch:
             self._full.set()
-        if self._runner is None:
+        if len(self._runners) < self.limits.max_running:
             # The task begins after the callers that are ready now have queued: they share its first batch.
-            self._runner = loop.create_task(self._work(), name=f"batch-{self.name}")
+            self._runners.add(loop.create_task(self._work(), name=f"batch-{self.name}"))
         return futures
 
     def _withdraw(self, lane: Lane[T, R]) -> None:
@@ -217,6 +230,8 @@ class Batcher(Generic[T, R]):
             self._lanes.remove(lane)
 
     async def _work(self) -> None:
+        runner = asyncio.current_task()
+        assert runner is not None
         try:
             while self._lanes:
                 if self.limits.max_delay_s:
@@ -224,7 +239,8 @@ class Batcher(Generic[T, R]):
                 if batch := self._take():
                     await self._execute(batch)
         finally:
-            self._runner = None
+            # Not in a callback: who queues in between would find a runner that no longer looks.
+            self._runners.discard(runner)
 
     async def _fill(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -252,13 +268,13 @@ class Batcher(Generic[T, R]):
 
     async def _execute(self, batch: list[_Entry[T, R]]) -> None:
         start = time.perf_counter()
-        queue_s = start - min(entry.since_s for entry in batch)
+        queue_s = tuple(start - entry.since_s for entry in batch)
         waiting = self._waiting
         error: Exception | None = None
         results: Sequence[R] = ()
         try:
             loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(self._executor, self._run, [entry.item for entry in batch])
+            results = await loop.run_in_executor(self._executor, self._run_until, _latest(batch), batch)
             if len(results) != len(batch):
                 raise RuntimeError(f"{self.name} gave {len(results)} results for {len(batch)} items. This is a bug.")
         except Exception as caught:
@@ -276,7 +292,20 @@ class Batcher(Generic[T, R]):
         self._item_s = per_item if not self._item_s else self._item_s + _SMOOTHING * (per_item - self._item_s)
         if self._on_batch is not None:
             try:
-                self._on_batch(BatchReport(self.name, len(batch), waiting, queue_s, run_s, error is not None))
+                self._on_batch(BatchReport(self.name, waiting, queue_s, run_s, error is not None))
             except Exception:
                 # Losing a figure is better than a queue that nobody works off.
                 _LOG.exception("the report of a batch of %s was refused", self.name)
+
+    def _run_until(self, until_s: float | None, batch: Sequence[_Entry[T, R]]) -> Sequence[R]:
+        """Run a batch, on a thread, within the latest deadline of its callers."""
+        items = [entry.item for entry in batch]
+        if until_s is None:
+            return self._run(items)
+        with deadlines.limited(max(0.0, until_s - time.monotonic())):
+            return self._run(items)
+
+
+def _latest(batch: Sequence[_Entry[T, R]]) -> float | None:
+    ends = [entry.until_s for entry in batch if entry.until_s is not None]
+    return max(ends) if len(ends) == len(batch) else None

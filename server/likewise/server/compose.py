@@ -12,7 +12,7 @@ condition i, weights w_i and signs s_i (-1 for a negative condition):
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import numpy as np
@@ -122,26 +122,63 @@ class Composed:
 
 
 async def compose_query(
-    family: Family | None, dim: int, *, reference: ReferenceInput | None, conditions: Sequence[ConditionInput]
+    family: Family | None,
+    dim: int,
+    *,
+    reference: ReferenceInput | None,
+    conditions: Sequence[ConditionInput],
+    leading: int | None = None,
 ) -> Composed:
     """Make the query vector.
 
     Every encoder is called once, with all that the query has for it; image and text encoder run side by side. Fields in
     errors are paths below the request ("reference.vector", "conditions[1].text").
 
+    With `leading` the models are of a newer space than the gallery: the query is encoded and composed whole, in theirs,
+    and its first `leading` numbers, brought to unit length, are searched for (`spaces`). A vector of the gallery goes
+    into a composer then only if the two spaces have as many numbers, and with a warning.
+
     Args:
         family: The gallery's models; None for a gallery of vectors only.
         dim: The gallery's dimension.
         reference: What the answer is to be like.
         conditions: In what way; at least one without a reference.
+        leading: How many first numbers of the models' vectors are the gallery's, `dim` then; None for one space.
 
     Raises:
         InvalidRequest: If the input is wrong, or the conditions cancel each other out.
         FailedPrecondition: NO_ENCODER or NO_COMPOSER if the gallery's models cannot make such a query;
-            DIMENSION_MISMATCH if they do not fit the gallery.
+            DIMENSION_MISMATCH if they do not fit the gallery; SPACE_MISMATCH for a vector of the gallery under a
+            condition that longer vectors are composed for.
         Overloaded: If a model's queue is full.
     """
     _check(dim, reference, conditions)
+    if family is None or leading is None:
+        return await _compose(family, dim, reference, conditions)
+    if not isinstance(reference, VectorReference | StoredReference):
+        return _leading(await _compose(family, family.dim, reference, conditions), leading, family)
+    if not conditions:
+        return await _compose(family, dim, reference, conditions)
+    if family.dim != dim:
+        raise FailedPrecondition(
+            f"the {reference.kind} is of {dim} numbers of the gallery's space, the composer of the models "
+            f"{family.name!r} reads {family.dim} of {family.space}: send the image or text itself as the reference, or "
+            "fill a new gallery",
+            reason="SPACE_MISMATCH",
+            field=f"reference.{reference.field}",
+            metadata={"got": family.space, "dim": str(dim)},
+        )
+    composed = await _compose(family, dim, reference, conditions)
+    warning = common_pb2.Warning(
+        code="REFERENCE_OF_OLDER_SPACE",
+        message=f"the {reference.kind} was made by older models than the composer, which took it as compatible",
+    )
+    return replace(composed, warnings=(*composed.warnings, warning))
+
+
+async def _compose(
+    family: Family | None, dim: int, reference: ReferenceInput | None, conditions: Sequence[ConditionInput]
+) -> Composed:
     if reference is not None and conditions:
         return await _composed(family, dim, reference, conditions)
     encoding = await _encode(family, dim, reference, [condition.text for condition in conditions])
@@ -195,6 +232,26 @@ def steer(reference: F32, targets: F32, signed_weights: Sequence[float]) -> F32:
     own = 1.0 - shares.sum()
     total = own * reference.astype(np.float64) + shares @ targets.astype(np.float64)
     return _direction(total, abs(own) + float(np.abs(shares).sum()))
+
+
+def _leading(composed: Composed, leading: int, family: Family) -> Composed:
+    """The query as a gallery of the first `leading` numbers sees it."""
+    parts = [composed.vector, *composed.conditions]
+    parts += [composed.reference] if composed.reference is not None else []
+    for part in parts:
+        if not part[:leading].any():
+            raise InvalidRequest(
+                f"the first {leading} numbers that the models {family.name!r} make of this query are zero, and the "
+                "gallery has no others",
+                reason="ZERO_VECTOR",
+            )
+    return replace(
+        composed,
+        vector=unit(composed.vector[:leading]),
+        composition=f"{composed.composition}, by the first {leading} of {family.dim} numbers",
+        reference=unit(composed.reference[:leading]) if composed.reference is not None else None,
+        conditions=np.asarray([unit(row[:leading]) for row in composed.conditions], np.float32).reshape(-1, leading),
+    )
 
 
 @dataclass(frozen=True, slots=True)

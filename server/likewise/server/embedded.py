@@ -1,16 +1,19 @@
 """The whole server in one process, from its settings."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from likewise.server.app import Server, ServerOptions, StartupError, release, serving
-from likewise.server.batcher import BatchLimits
+from likewise.server.batcher import BatchLimits, BatchReport
 from likewise.server.galleries import EmbeddedGalleries, StoreOptions
+from likewise.server.graphs import open_graph
 from likewise.server.images import ImageLimits
+from likewise.server.inference_statistics import InferenceStatistics
 from likewise.server.metrics import Metrics
 from likewise.server.models import ModelsError, OnnxModels, read_repositories
-from likewise.server.session import Runtime
+from likewise.server.promotion_record import Documents
+from likewise.server.session import CPU, CUDA, Runtime
 from likewise.server.settings import Settings
 from likewise.shards.shard import ShardLimits
 from likewise.shards.writer import WriterLimits
@@ -23,11 +26,11 @@ def embedded(settings: Settings) -> Server:
         StartupError: If a model repository cannot be read.
     """
     metrics = Metrics(version=release())
-    models = _models(settings, metrics)
     galleries = EmbeddedGalleries(
         StoreOptions(
             uri=settings.store,
             cache=settings.cache,
+            export_root=settings.export_root,
             threads=settings.thread_count,
             shard=ShardLimits(max_queued=settings.shard_queue),
             writer=WriterLimits(
@@ -38,6 +41,13 @@ def embedded(settings: Settings) -> Server:
             on_batch=lambda batch: metrics.batch("shard", batch.queries, batch.waiting),
         )
     )
+    statistics = InferenceStatistics()
+
+    def note(report: BatchReport) -> None:
+        metrics.model_batch(report)
+        statistics.batch(report)
+
+    models = _models(settings, note, galleries)
     return Server(
         server_options(settings),
         models=models,
@@ -45,6 +55,22 @@ def embedded(settings: Settings) -> Server:
         parts=(galleries, _LoadedModels(models)),
         metrics=metrics,
         announce=galleries.serving_at,
+        versions=models,
+        served=models,
+        statistics=statistics,
+    )
+
+
+def runtime(settings: Settings) -> Runtime:
+    """Where and how models run."""
+    on_gpu = settings.encoder_device == "cuda"
+    return Runtime(
+        # CUDA has no kernel for some operators: the CPU has to be there beside it.
+        providers=(CUDA, CPU) if on_gpu else (CPU,),
+        threads=settings.thread_count,
+        allow_fallback=settings.encoder_fallback,
+        device_id=settings.encoder_gpu,
+        gpu_memory_bytes=settings.encoder_gpu_bytes,
     )
 
 
@@ -74,23 +100,26 @@ async def running_server(**options: Any) -> AsyncIterator[str]:
 
 
 class _LoadedModels:
-    """The models as a part: opened before the first call has to wait for it."""
+    """The models as a part: opened after the store, which says what is in use, and before the first call needs them."""
 
     def __init__(self, models: OnnxModels) -> None:
         self._models = models
 
     async def open(self) -> None:
-        await self._models.load()
+        try:
+            await self._models.open()
+        except ModelsError as error:
+            raise StartupError(f"models: {error}") from error
 
     async def close(self) -> None:
         await self._models.close()
 
 
-def _models(settings: Settings, metrics: Metrics) -> OnnxModels:
+def _models(settings: Settings, note: Callable[[BatchReport], None], documents: Documents) -> OnnxModels:
     try:
         return OnnxModels(
             read_repositories(settings.models),
-            runtime=Runtime(threads=settings.thread_count),
+            runtime=runtime(settings),
             batch=BatchLimits(
                 max_batch=settings.encoder_batch,
                 max_items=max(settings.encoder_queue, settings.encoder_batch),
@@ -98,7 +127,9 @@ def _models(settings: Settings, metrics: Metrics) -> OnnxModels:
             ),
             images=ImageLimits(max_bytes=settings.image_max_bytes, max_pixels=settings.image_max_pixels),
             workers=settings.thread_count,
-            on_batch=lambda report: metrics.batch(report.name, report.size, report.waiting),
+            on_batch=note,
+            documents=documents,
+            open_graph=open_graph,
         )
     except ModelsError as error:
         raise StartupError(f"models: {error}") from error

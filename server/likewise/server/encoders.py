@@ -132,6 +132,10 @@ class OnnxImageEncoder:
         _check_finite(vectors, self._model)
         return Encoded(vectors, decode_us=_micros(decoded - start), encode_us=_micros(time.perf_counter() - decoded))
 
+    async def infer(self, tensors: Array) -> F32:
+        """(n, dim) raw embeddings of prepared (n, 3, size, size) float32 tensors; errors as `encode`."""
+        return await _run_rows(self._batcher, tensors, self._dim)
+
     async def close(self) -> None:
         """Stop taking calls."""
         await self._batcher.close()
@@ -223,6 +227,10 @@ class OnnxTextEncoder:
         _check_finite(vectors, self._model)
         warnings = (*_warnings(TRUNCATED, truncated), *_warnings(UNKNOWN_WORDS, unknown))
         return Encoded(vectors, decode_us=_micros(decode_s), encode_us=_micros(encode_s), warnings=warnings)
+
+    async def infer(self, ids: Array) -> F32:
+        """(n, dim) raw embeddings of (n, max_length) token ids that the caller made; errors as `encode`."""
+        return await _run_rows(self._batcher, ids, self._dim)
 
     async def close(self) -> None:
         """Stop taking calls."""
@@ -321,12 +329,7 @@ class OnnxComposer:
             raise ValueError(f"expected two (n, {self._dim}) arrays, got {references.shape} and {conditions.shape}")
         if not len(references):
             return np.empty((0, self._dim), np.float32)
-        pairs = np.stack([references, conditions], axis=1)
-        rows: list[F32] = []
-        with self._batcher.admit(len(pairs)) as lane:
-            for first in range(0, len(pairs), lane.window):
-                rows += await lane.run(list(pairs[first : first + lane.window]))
-        vectors = np.stack(rows)
+        vectors = await self.infer(references, conditions)
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
         if not (np.isfinite(norms).all() and norms.all()):
             raise InvalidRequest(
@@ -336,9 +339,24 @@ class OnnxComposer:
             )
         return np.asarray(vectors / norms, np.float32)
 
+    async def infer(self, references: F32, conditions: F32) -> F32:
+        """(n, dim) outputs of the graph as they are, of n pairs of raw embeddings; errors as `compose`."""
+        return await _run_rows(self._batcher, np.stack([references, conditions], axis=1), self._dim)
+
     async def close(self) -> None:
         """Stop taking calls."""
         await self._batcher.close()
+
+
+async def _run_rows(batcher: Batcher[Array, F32], rows: Array, dim: int) -> F32:
+    """(n, dim) outputs of n rows, no more of them in the queue at a time than the call's window."""
+    if not len(rows):
+        return np.empty((0, dim), np.float32)
+    outputs: list[F32] = []
+    with batcher.admit(len(rows)) as lane:
+        for first in range(0, len(rows), lane.window):
+            outputs += await lane.run(list(rows[first : first + lane.window]))
+    return np.stack(outputs)
 
 
 def _batcher(

@@ -12,6 +12,7 @@ from google.rpc import status_pb2
 
 from likewise.server.errors import (
     DeadlinePassed,
+    FailedPrecondition,
     InvalidRequest,
     Overloaded,
     ServiceError,
@@ -20,6 +21,7 @@ from likewise.server.errors import (
     to_status,
 )
 from likewise.shards import protocols
+from likewise.shards.fence import GalleryReadOnly
 from likewise.shards.spec import SpecError
 from likewise.wire import WireError
 
@@ -47,6 +49,8 @@ def known(error: BaseException) -> ServiceError | None:
             return Overloaded(str(error), retry_after_s=error.retry_after_s)
         case protocols.Unavailable():
             return Unavailable(str(error), reason="PART_UNAVAILABLE")
+        case GalleryReadOnly():
+            return FailedPrecondition(str(error), reason="GALLERY_READ_ONLY")
         case protocols.StoreFailure():
             return _store_failure(error)
         case SpecError():

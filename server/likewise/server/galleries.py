@@ -10,15 +10,18 @@ from typing import Any, Final, TypeVar
 
 from likewise.server.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from likewise.server.protocols import GalleryHandle
+from likewise.server.read_only import ReadOnlyWriter
+from likewise.server.snapshots import EmbeddedSnapshots
 from likewise.server.validate import shown
 from likewise.shards.batcher import ShardBatch
 from likewise.shards.cache import SealedCache
 from likewise.shards.filter import matcher
-from likewise.shards.gallery_store import GalleryStore, SpecChange
+from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.lock import StoreLock
 from likewise.shards.partition import Partition
 from likewise.shards.shard import Shard, ShardLimits, build_executor
 from likewise.shards.spec import GallerySpec
+from likewise.shards.spec_change import SpecChange
 from likewise.shards.store import GalleryExists, GalleryNotFound, Store, local_folder
 from likewise.shards.writer import GalleryWriter, WriterLimits
 
@@ -45,6 +48,7 @@ class StoreOptions:
         shard: Bounds of each shard.
         writer: Bounds of each writer.
         on_batch: Told about every batch of searches of every shard, on the event loop.
+        export_root: Folder for exports and imports; None for neither.
     """
 
     uri: str
@@ -53,6 +57,7 @@ class StoreOptions:
     shard: ShardLimits = field(default_factory=ShardLimits)
     writer: WriterLimits = field(default_factory=WriterLimits)
     on_batch: Callable[[ShardBatch], None] | None = None
+    export_root: Path | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +66,7 @@ class _Gallery:
 
     spec: GallerySpec
     store: GalleryStore
-    writer: GalleryWriter
+    writer: GalleryWriter | ReadOnlyWriter
     shards: tuple[Shard, ...]
 
     @property
@@ -74,6 +79,9 @@ class EmbeddedGalleries:
 
     Args:
         options: Which store, and how.
+
+    Attributes:
+        snapshots: The same galleries' snapshots, exports and imports.
     """
 
     def __init__(self, options: StoreOptions) -> None:
@@ -86,6 +94,7 @@ class EmbeddedGalleries:
         self._store: Store | None = None
         self._open: dict[str, _Gallery] = {}
         self._changing = asyncio.Lock()
+        self.snapshots = EmbeddedSnapshots(self, options.export_root)
 
     async def open(self) -> None:
         """Lock the store and load every gallery.
@@ -112,6 +121,7 @@ class EmbeddedGalleries:
 
     async def close(self) -> None:
         """Commit what waits, close everything and give the store back."""
+        await self.snapshots.close()
         async with self._changing:
             for name in sorted(self._open):
                 await _close(self._open.pop(name))
@@ -124,6 +134,14 @@ class EmbeddedGalleries:
         """Say in the store's lock where this process serves, for whoever finds it taken."""
         if self._lock is not None:
             self._lock.update_address(address)
+
+    async def read_document(self, name: str) -> Any:
+        """See `promotion_record.Documents`."""
+        return await asyncio.to_thread(self._opened().read_document, name)
+
+    async def write_document(self, name: str, value: Any) -> None:
+        """See `promotion_record.Documents`."""
+        await asyncio.to_thread(self._opened().write_document, name, value)
 
     def get(self, name: str) -> GalleryHandle:
         """See `Galleries.get`."""
@@ -148,17 +166,51 @@ class EmbeddedGalleries:
         """See `Galleries.delete`."""
         await self._exclusively(lambda: self._delete(name))
 
+    async def adopt(self, name: str, make: Callable[[], GalleryStore]) -> GalleryHandle:
+        """Serve a gallery of that name, which `make` puts into the store: all of it, or nothing stays.
+
+        Args:
+            name: Of the gallery.
+            make: Blocking; raises GalleryExists if the name is taken.
+
+        Raises:
+            AlreadyExists: If the name is taken.
+        """
+        return await self._exclusively(lambda: self._adopt(name, make))
+
+    def store(self) -> Store:
+        """The open store.
+
+        Raises:
+            Unavailable: If it is not open yet.
+        """
+        return self._opened()
+
+    def store_of(self, name: str) -> GalleryStore:
+        """One gallery's part of the store.
+
+        Raises:
+            NotFound: If there is none of that name.
+        """
+        gallery = self._open.get(name)
+        if gallery is None:
+            raise self._not_found(name)
+        return gallery.store
+
     async def _create(self, spec: GallerySpec) -> GalleryHandle:
         store = self._opened()
+        return await self._adopt(spec.name, lambda: store.create(spec))
+
+    async def _adopt(self, name: str, make: Callable[[], GalleryStore]) -> GalleryHandle:
         try:
-            made = await asyncio.to_thread(store.create, spec)
+            made = await asyncio.to_thread(make)
         except GalleryExists as error:
-            raise AlreadyExists(str(error), reason="GALLERY_EXISTS", metadata={"gallery": spec.name}) from error
+            raise AlreadyExists(str(error), reason="GALLERY_EXISTS", metadata={"gallery": name}) from error
         try:
-            gallery = self._open[spec.name] = await self._load(made)
+            gallery = self._open[name] = await self._load(made)
         except BaseException:
             # Half a gallery would be there at the next start although its creation failed.
-            await asyncio.to_thread(store.delete, spec.name)
+            await asyncio.to_thread(self._opened().delete, name)
             raise
         return gallery.handle
 
@@ -197,7 +249,11 @@ class EmbeddedGalleries:
             await asyncio.to_thread(_discard, self._cache, gallery.spec)
 
     async def _load(self, store: GalleryStore) -> _Gallery:
-        writer = GalleryWriter(store, matcher(lambda: store.spec.attributes), limits=self._options.writer)
+        writer: GalleryWriter | ReadOnlyWriter
+        if store.read_only:
+            writer = ReadOnlyWriter(store)
+        else:
+            writer = GalleryWriter(store, matcher(lambda: store.spec.attributes), limits=self._options.writer)
         await writer.start()
         try:
             shards = await self._shards(store, store.spec, writer)
@@ -206,7 +262,9 @@ class EmbeddedGalleries:
             raise
         return _Gallery(store.spec, store, writer, shards)
 
-    async def _shards(self, store: GalleryStore, spec: GallerySpec, writer: GalleryWriter) -> tuple[Shard, ...]:
+    async def _shards(
+        self, store: GalleryStore, spec: GallerySpec, writer: GalleryWriter | ReadOnlyWriter
+    ) -> tuple[Shard, ...]:
         """Loaded shards that follow the writer."""
         shards = tuple(
             Shard(

@@ -3,14 +3,15 @@
 from typing import Any
 
 from likewise.server import access_log, read, validate
+from likewise.server.gallery_message import described
 from likewise.server.protocols import Galleries, GalleryHandle, Models
+from likewise.server.snapshot_service import SnapshotCalls
 from likewise.server.validate_galleries import changed_gallery, new_gallery, page_size
-from likewise.shards.spec import to_message
 from likewise.v1 import gallery_service_pb2 as pb
 from likewise.v1 import gallery_service_pb2_grpc
 
 
-class GalleryService(gallery_service_pb2_grpc.GalleryServiceServicer):
+class GalleryService(SnapshotCalls, gallery_service_pb2_grpc.GalleryServiceServicer):
     """Galleries of the store.
 
     Args:
@@ -27,11 +28,11 @@ class GalleryService(gallery_service_pb2_grpc.GalleryServiceServicer):
         validate.required(request.spec.name, "spec.name")
         access_log.current().gallery = request.spec.name
         handle = await self._galleries.create(new_gallery(request.spec, self._models))
-        return pb.GalleryServiceCreateResponse(gallery=await _described(handle))
+        return pb.GalleryServiceCreateResponse(gallery=await described(handle))
 
     async def Get(self, request: pb.GalleryServiceGetRequest, context: Any) -> pb.GalleryServiceGetResponse:
         """See gallery_service.proto."""
-        return pb.GalleryServiceGetResponse(gallery=await _described(self._handle(request.name)))
+        return pb.GalleryServiceGetResponse(gallery=await described(self._handle(request.name)))
 
     async def List(self, request: pb.GalleryServiceListRequest, context: Any) -> pb.GalleryServiceListResponse:
         """See gallery_service.proto."""
@@ -41,7 +42,7 @@ class GalleryService(gallery_service_pb2_grpc.GalleryServiceServicer):
         chosen = handles[:limit]
         more = len(handles) > limit
         return pb.GalleryServiceListResponse(
-            galleries=await read.from_all(chosen, _described),
+            galleries=await read.from_all(chosen, described),
             next_page_token=validate.page_token(chosen[-1].spec.name, ("galleries",)) if more else "",
         )
 
@@ -49,7 +50,7 @@ class GalleryService(gallery_service_pb2_grpc.GalleryServiceServicer):
         """See gallery_service.proto."""
         handle = self._handle(request.spec.name, "spec.name")
         spec = changed_gallery(handle.spec, request.spec, request.update_mask.paths)
-        return pb.GalleryServiceUpdateResponse(gallery=await _described(await self._galleries.update(spec)))
+        return pb.GalleryServiceUpdateResponse(gallery=await described(await self._galleries.update(spec)))
 
     async def Delete(self, request: pb.GalleryServiceDeleteRequest, context: Any) -> pb.GalleryServiceDeleteResponse:
         """See gallery_service.proto."""
@@ -69,12 +70,8 @@ class GalleryService(gallery_service_pb2_grpc.GalleryServiceServicer):
 
 async def stats_of(handle: GalleryHandle) -> pb.GalleryServiceStatsResponse:
     """Counts and states of all shards of a gallery, asked at once."""
-    gallery = await _described(handle)
+    gallery = await described(handle)
     shards = await read.from_all(handle.shards, lambda shard: shard.stats())
     return pb.GalleryServiceStatsResponse(
         gallery=gallery, items=sum(shard.live for shard in shards), shards=shards, version=gallery.version
     )
-
-
-async def _described(handle: GalleryHandle) -> pb.Gallery:
-    return to_message(handle.spec, version=await handle.writer.version())

@@ -39,7 +39,13 @@ REQUEST_ID_KEY: Final = "x-request-id"
 
 _CODES: Final = {code.value[0]: code for code in StatusCode}
 # Answered in every state of the server: probes and tools have to reach one that loads or drains.
-_ALWAYS_ADMITTED: Final = ("grpc.health.", "grpc.reflection.")
+_ALWAYS_ADMITTED: Final = (
+    "grpc.health.",
+    "grpc.reflection.",
+    "inference.GRPCInferenceService/ServerLive",
+    "inference.GRPCInferenceService/ServerReady",
+    "inference.GRPCInferenceService/ModelReady",
+)
 
 
 _RETRY_S: Final = 0.1

@@ -11,6 +11,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
+from likewise.server.batcher import BatchReport
 from likewise.v1 import gallery_service_pb2, model_service_pb2, search_service_pb2
 
 # 100 µs to 30 s: a cached vector search on loopback takes a few hundred µs, a cold batch of images seconds.
@@ -50,6 +51,23 @@ class Metrics:
         )
         self.batch_size = Histogram(
             "likewise_batch_size", "Rows run as one batch.", ["part"], buckets=_ROWS, registry=registry
+        )
+        self.batch_duration = Histogram(
+            "likewise_batch_duration_seconds",
+            "Time of a run of a model.",
+            ["part"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_failures = Counter(
+            "likewise_batch_failures", "Runs of a model that failed.", ["part"], registry=registry
+        )
+        self.queue_duration = Histogram(
+            "likewise_queue_duration_seconds",
+            "Wait of one row for the batch that it ran in.",
+            ["part"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.queue_depth = Gauge("likewise_queue_depth", "Rows waiting for a part.", ["part"], registry=registry)
         self.rejected = Counter(
@@ -110,8 +128,18 @@ class Metrics:
         self.batch_size.labels(part).observe(size)
         self.queue_depth.labels(part).set(waiting)
 
+    def model_batch(self, report: BatchReport) -> None:
+        """Note a batch that a model ran: its size, its time, and how long each of its rows had waited."""
+        self.batch(report.name, report.size, report.waiting)
+        self.batch_duration.labels(report.name).observe(report.run_s)
+        if report.failed:
+            self.batch_failures.labels(report.name).inc()
+        waited = self.queue_duration.labels(report.name)
+        for seconds in report.queue_s:
+            waited.observe(seconds)
+
     def watch_models(self, models: Callable[[], Iterable[model_service_pb2.Model]]) -> None:
-        """Show `likewise_model_info` from now on, read anew at each scrape."""
+        """Show `likewise_model_info` and `likewise_model_in_use` from now on, read anew at each scrape."""
         self.registry.register(_ModelInfo(models))
 
     def watch_galleries(self, stats: Callable[[], Iterable[GalleryStats]]) -> None:
@@ -134,11 +162,15 @@ class _ModelInfo:
     def collect(self) -> list[Metric]:
         labels = ["model", "version", "kind", "state", "provider"]
         family = GaugeMetricFamily("likewise_model_info", "Always 1.", labels=labels)
+        used = GaugeMetricFamily(
+            "likewise_model_in_use", "1 while new queries are encoded by it.", labels=["model", "version", "family"]
+        )
         for model in self._models():
             kind = model_service_pb2.ModelKind.Name(model.kind)[len("MODEL_KIND_") :].lower()
             state = model_service_pb2.ModelState.Name(model.state)[len("MODEL_STATE_") :].lower()
             family.add_metric([model.name, str(model.version), kind, state, model.provider], 1)
-        return [family]
+            used.add_metric([model.name, str(model.version), model.family], model.in_use)
+        return [family, used]
 
 
 class _IndexItems:

@@ -4,8 +4,9 @@ Embedded and remote are two implementations of each; the router knows only these
 concurrently from the event loop, is safe to cancel and never blocks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from likewise.shards.protocols import F32, ShardSearch, Writer
@@ -85,7 +86,22 @@ class Composer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Models that share one space: what a gallery names as its encoder."""
+    """Models that share one space: what a gallery names as its encoder.
+
+    One value is one moment's choice of versions. A query takes it once, holds its `lease` while it uses the models, and
+    so never mixes versions, whatever is promoted meanwhile.
+
+    Attributes:
+        name: Its name.
+        space: Digest of the space that all of them write to.
+        dim: Numbers of a vector of it.
+        image: Encoder of images.
+        text: Encoder of texts.
+        composer: Composer of the two.
+        compatible_with: Digest of an older space to the leading numbers of a vector that compare with its vectors.
+        lease: Keeps the models from being freed inside the block; entered on the event loop, without awaiting anything
+            between taking the family and entering it.
+    """
 
     name: str
     space: str
@@ -93,6 +109,10 @@ class Family:
     image: ImageEncoder | None
     text: TextEncoder | None
     composer: Composer | None
+    compatible_with: Mapping[str, int] = field(default_factory=dict)
+    lease: Callable[[], contextlib.AbstractContextManager[None]] = field(
+        default=contextlib.nullcontext, compare=False, repr=False
+    )
 
 
 class Models(Protocol):

@@ -13,12 +13,13 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from likewise.server import access_log, answer, content, plan, validate
+from likewise.server import access_log, answer, content, plan, spaces, validate
 from likewise.server.compose import Composed, ImageReference, ReferenceInput, StoredReference, compose_query
-from likewise.server.errors import FailedPrecondition, NotFound, ServiceError
+from likewise.server.errors import NotFound, ServiceError
 from likewise.server.fan_out import FanOut, LiveCounts, fan_out
 from likewise.server.metrics import Metrics
-from likewise.server.protocols import Family, Galleries, GalleryHandle, Models
+from likewise.server.protocols import Galleries, GalleryHandle, Models
+from likewise.server.recent_queries import LiveQuery, RecentQueries
 from likewise.server.validate_search import ItemReference, Partial, Question, SearchQuery, question, search_query
 from likewise.shards.protocols import SearchOptions, ShardHits
 from likewise.shards.spec import GallerySpec, SpaceSpec, shard_hash
@@ -77,13 +78,23 @@ class Searcher:
         galleries: What can be searched.
         metrics: Where plans and stages are counted.
         executor: Runs hashing, merging and packing of large answers.
+        recent: Where some of the queries are kept, to try the next version of a model on; None to keep none.
     """
 
-    def __init__(self, *, models: Models, galleries: Galleries, metrics: Metrics, executor: Executor) -> None:
+    def __init__(
+        self,
+        *,
+        models: Models,
+        galleries: Galleries,
+        metrics: Metrics,
+        executor: Executor,
+        recent: RecentQueries | None = None,
+    ) -> None:
         self._models = models
         self._galleries = galleries
         self._metrics = metrics
         self._executor = executor
+        self._recent = recent
         self._live = LiveCounts()
 
     async def search(self, request: pb.SearchRequest) -> pb.SearchResponse:
@@ -210,34 +221,24 @@ class Searcher:
         return _Resolved(StoredReference(item, raw), excluded_ids=(item,), excluded_content=digest)
 
     async def _compose(self, asked: Question, reference: ReferenceInput | None, spec: GallerySpec) -> Composed:
-        return await compose_query(
-            self._family(asked.space, spec), asked.space.dim, reference=reference, conditions=asked.conditions
-        )
-
-    def _family(self, space: SpaceSpec, spec: GallerySpec) -> Family | None:
-        return family_of(self._models, space, spec)
+        """The query vector, by the models of one moment: whatever is promoted meanwhile, this query ends with them."""
+        fitting = spaces.fit(self._models, asked.space, spec)
+        if fitting is None:
+            return await compose_query(None, asked.space.dim, reference=reference, conditions=asked.conditions)
+        with fitting.family.lease():
+            composed = await compose_query(
+                fitting.family,
+                asked.space.dim,
+                reference=reference,
+                conditions=asked.conditions,
+                leading=fitting.leading,
+            )
+        if composed.models and self._recent is not None:
+            self._recent.add(LiveQuery(fitting.family.name, spec.name, asked.space.name, reference, asked.conditions))
+        return composed
 
     async def _run(self, large: bool, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work) if large else work()
-
-
-def family_of(models: Models, space: SpaceSpec, spec: GallerySpec) -> Family | None:
-    """The models that encode into a gallery's space; None for vectors only.
-
-    Raises:
-        FailedPrecondition: SPACE_MISMATCH if the models of that name are others than those the gallery was filled with.
-    """
-    if not space.encoder:
-        return None
-    family = models.family(space.encoder)
-    if family.space != space.digest:
-        raise FailedPrecondition(
-            f"gallery {spec.name!r} holds vectors of the space {space.digest!r}, "
-            f"the models {family.name!r} that are loaded encode into {family.space!r}",
-            reason="SPACE_MISMATCH",
-            metadata={"got": family.space, "expected": space.digest},
-        )
-    return family
 
 
 def _response(search: Prepared, found: FanOut, hits: pb.Hits, merge_us: int) -> pb.SearchResponse:

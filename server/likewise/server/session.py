@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
 from likewise.export.manifest import TensorSpec
+from likewise.server.graph_trial import SessionError as SessionError
+from likewise.server.graph_trial import try_out
 
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
@@ -33,13 +34,12 @@ _ONNX_TYPES: Final = {
     "tensor(bool)": "bool",
 }
 
+_ALLOW: Final = "allow another provider (LIKEWISE_ENCODER_FALLBACK=true)"
+_REMEDY: Final = f"install the build that has it (pip install 'likewise[gpu]' for CUDA), or {_ALLOW}"
+
 _LOG = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
-
-
-class SessionError(Exception):
-    """A model that cannot be served as asked: wrong provider, wrong graph, or a first run that fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,16 @@ class Runtime:
         providers: ONNX Runtime's execution providers, the wanted one first.
         threads: Threads of one run, at least 1; the machine's cores are shared with FAISS.
         allow_fallback: Serve from a later provider, with a log line, when the first cannot be had.
+        device_id: Which GPU, for CUDA.
+        gpu_memory_bytes: Most memory that one model's arena takes of it; None for all there is. FAISS and the other
+            models share the card, and a fraction given to a Ray actor binds nobody.
     """
 
     providers: tuple[str, ...] = (CPU,)
     threads: int = 1
     allow_fallback: bool = False
+    device_id: int = 0
+    gpu_memory_bytes: int | None = None
 
 
 class Session:
@@ -66,6 +71,9 @@ class Session:
         inputs: What the graph is to take; the first axis is the batch.
         outputs: What it is to give.
 
+    Attributes:
+        provider: The execution provider in use.
+
     Raises:
         SessionError: If the graph, the provider or the first run is not what was asked for.
     """
@@ -73,15 +81,13 @@ class Session:
     def __init__(
         self, path: Path, runtime: Runtime, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> None:
-        self._inputs = {spec.name: spec for spec in inputs}
-        self._outputs = {spec.name: spec for spec in outputs}
+        self._outputs = [spec.name for spec in outputs]
         self._session = _open(path, runtime)
         self.provider: str = self._session.get_providers()[0]
-        _match("input", self._session.get_inputs(), self._inputs)
-        _match("output", self._session.get_outputs(), self._outputs)
-        # Two sizes: a graph exported with a fixed batch passes one of them at most.
-        for batch in (1, 2):
-            self._warm_up(batch)
+        _match("input", self._session.get_inputs(), {spec.name: spec for spec in inputs})
+        _match("output", self._session.get_outputs(), {spec.name: spec for spec in outputs})
+        self._bound = BoundRun(self._session, "cuda", runtime.device_id) if self.provider == CUDA else None
+        try_out(self.run, inputs=inputs, outputs=outputs)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch.
@@ -96,25 +102,46 @@ class Session:
             SessionError: If ONNX Runtime refuses the feeds or fails.
         """
         try:
-            values = self._session.run(list(self._outputs), dict(feeds))
+            if self._bound is not None:
+                return self._bound(feeds, self._outputs)
+            values = self._session.run(self._outputs, dict(feeds))
         except Exception as error:
             # ONNX Runtime has an exception type a status code, all below Exception, and ValueError for names.
             raise SessionError(f"the model failed to run: {error}") from error
         return dict(zip(self._outputs, values, strict=True))
 
-    def _warm_up(self, batch: int) -> None:
-        feeds = {
-            spec.name: np.zeros((batch, *(max(size, 1) for size in spec.shape[1:])), spec.dtype)
-            for spec in self._inputs.values()
-        }
-        for name, value in self.run(feeds).items():
-            expected = (batch, *self._outputs[name].shape[1:])
-            if len(value.shape) != len(expected) or any(
-                want not in (-1, got) for want, got in zip(expected, value.shape, strict=True)
-            ):
-                raise SessionError(f"output {name!r} of a batch of {batch} has the shape {value.shape}, not {expected}")
-            if not np.isfinite(value).all():
-                raise SessionError(f"output {name!r} of zeros is not finite")
+    def close(self) -> None:
+        """Nothing to end: the memory goes with the last reference."""
+
+
+class BoundRun:
+    """Runs a session with inputs and outputs bound to a device, so that each is copied once, there and back.
+
+    A plain run copies a GPU's output into pageable memory that ONNX Runtime allocates anew; bound, the outputs stay on
+    the device until all of them are there, and the waiting is done in one place.
+
+    Args:
+        session: An `onnxruntime.InferenceSession`.
+        device: Where inputs and outputs lie: "cuda", or "cpu".
+        device_id: Which of them.
+    """
+
+    def __init__(self, session: Any, device: str, device_id: int = 0) -> None:
+        self._session = session
+        self._device = device
+        self._device_id = device_id
+
+    def __call__(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run one batch; an array in this process's memory for each output."""
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, self._device_id)
+            binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            # The size depends on the batch: ONNX Runtime allocates it on the device.
+            binding.bind_output(name, self._device, self._device_id)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=True))
 
 
 def _open(path: Path, runtime: Runtime) -> Any:
@@ -124,7 +151,7 @@ def _open(path: Path, runtime: Runtime) -> Any:
     available = onnxruntime.get_available_providers()
     usable = [name for name in runtime.providers if name in available]
     if not usable or (usable[0] != wanted and not runtime.allow_fallback):
-        raise SessionError(f"{wanted} was asked for, this ONNX Runtime has {', '.join(available)}")
+        raise SessionError(f"{wanted} was asked for, this ONNX Runtime has {', '.join(available)}: {_REMEDY}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = runtime.threads
     options.inter_op_num_threads = 1
@@ -137,7 +164,7 @@ def _open(path: Path, runtime: Runtime) -> Any:
         session = onnxruntime.InferenceSession(
             str(path),
             options,
-            providers=[(name, _PROVIDER_OPTIONS.get(name, {})) for name in usable],
+            providers=[(name, _provider_options(name, runtime)) for name in usable],
             enable_fallback=0,
         )
     except Exception as error:
@@ -146,9 +173,18 @@ def _open(path: Path, runtime: Runtime) -> Any:
     if got != wanted:
         # The wheel has the provider but its driver is not there.
         if not runtime.allow_fallback:
-            raise SessionError(f"{wanted} was asked for, ONNX Runtime gave {got}")
-        _LOG.warning("%s runs on %s, not on %s as asked", path.name, got, wanted)
+            raise SessionError(f"{wanted} was asked for, ONNX Runtime gave {got}: look at the driver, or {_ALLOW}")
+        _LOG.warning("%s runs on %s, not on %s as asked", path, got, wanted)
     return session
+
+
+def _provider_options(name: str, runtime: Runtime) -> dict[str, str]:
+    options = dict(_PROVIDER_OPTIONS.get(name, {}))
+    if name == CUDA:
+        options["device_id"] = str(runtime.device_id)
+        if runtime.gpu_memory_bytes is not None:
+            options["gpu_mem_limit"] = str(runtime.gpu_memory_bytes)
+    return options
 
 
 def _match(what: str, nodes: Sequence[Any], specs: Mapping[str, TensorSpec]) -> None:

@@ -4,13 +4,14 @@ Nothing further in sees this class: the parts take plain values. A field's name 
 what `likewise serve --help` and the documentation print.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from likewise.server.processors import usable_processors
 
 PREFIX = "LIKEWISE_"
 
@@ -45,11 +46,16 @@ class Settings(BaseSettings):
         default=None,
         description="Folder for built indexes, safe to delete. Default: beside the store when that is a folder.",
     )
+    export_root: Path | None = Field(
+        default=None,
+        description="Folder for exports and imports of galleries. Default: neither is served.",
+    )
     threads: int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="Threads for search and inference. Default: one for each CPU this process may use.",
+        description="Threads for search and inference. Default: one for each CPU this process may use, by its "
+        "affinity and its control group's quota.",
     )
 
     image_max_bytes: int = Field(default=20 << 20, ge=1, le=64 << 20, description="Largest encoded image, in bytes.")
@@ -66,6 +72,16 @@ class Settings(BaseSettings):
     )
     encoder_queue: int = Field(
         default=4096, ge=1, le=1_000_000, description="Images or texts waiting for an encoder before refusal."
+    )
+    encoder_device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="Where models of the repositories run; a GPU that cannot be had stops the start."
+    )
+    encoder_fallback: bool = Field(
+        default=False, description="Run models on the CPU, with a warning, where the GPU asked for cannot be had."
+    )
+    encoder_gpu: int = Field(default=0, ge=0, le=63, description="Number of the GPU that models run on.")
+    encoder_gpu_bytes: int | None = Field(
+        default=None, ge=1 << 20, description="Most GPU memory of each model's arena, in bytes. Default: no limit."
     )
 
     shard_queue: int = Field(
@@ -109,10 +125,8 @@ class Settings(BaseSettings):
 
     @property
     def thread_count(self) -> int:
-        """Threads to use: `threads`, else the CPUs this process may run on."""
-        if self.threads is not None:
-            return self.threads
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Threads to use: `threads`, else the CPUs this process may use."""
+        return usable_processors() if self.threads is None else self.threads
 
 
 def unknown_variables(names: Iterable[str]) -> list[str]:

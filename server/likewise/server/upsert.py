@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Final
 
 import pyarrow as pa
 
-from likewise.server import content, validate
+from likewise.server import content, spaces, validate
 from likewise.server.errors import FailedPrecondition, InvalidRequest
 from likewise.server.protocols import Encoded, Family, GalleryHandle, Models
-from likewise.server.search import family_of
 from likewise.server.validate_items import ItemsInput, items_input, row_field
 from likewise.shards import columns
 from likewise.shards.protocols import F32, I64
@@ -59,17 +59,18 @@ class Packer:
     async def _encode(self, items: ItemsInput, spec: GallerySpec) -> Encoded | None:
         if items.vectors is not None:
             return None
-        family = family_of(self._models, items.space, spec)
+        fitting = spaces.fit(self._models, items.space, spec)
+        family = fitting.family if fitting is not None else None
+        encoder = None if family is None else family.image if items.images is not None else family.text
+        if fitting is None or encoder is None:
+            raise _no_encoder(spec, family, "images" if items.images is not None else "texts")
         try:
-            if items.images is not None:
-                if family is None or family.image is None:
-                    raise _no_encoder(spec, family, "images")
-                return await family.image.encode(items.images)
-            if family is None or family.text is None:
-                raise _no_encoder(spec, family, "texts")
-            return await family.text.encode(items.texts or ())
+            with fitting.family.lease():
+                # The encoder was chosen by the kind of the inputs.
+                encoded = await encoder.encode(items.images or items.texts or ())  # type: ignore[arg-type]
         except InvalidRequest as error:
             raise _in_row(error, items) from error
+        return replace(encoded, vectors=fitting.taken(encoded.vectors))
 
 
 def _batch(items: ItemsInput, raw: F32, spec: GallerySpec) -> pa.RecordBatch:

@@ -104,8 +104,8 @@ def check_index(index: IndexSpec, spaces: Sequence[SpaceSpec]) -> None:
             )
 
 
-def page_size(request: pb.GalleryServiceListRequest) -> int:
-    """Galleries a page."""
+def page_size(request: pb.GalleryServiceListRequest | pb.GalleryServiceListSnapshotsRequest) -> int:
+    """Galleries or snapshots a page."""
     return (
         validate.within(request.page_size, 1, MAX_PAGE, "page_size") if request.HasField("page_size") else DEFAULT_PAGE
     )

@@ -13,6 +13,7 @@ import pyarrow as pa
 from likewise.shards import layout
 from likewise.shards.columns import ColumnError, check_vectors
 from likewise.shards.failures import told_apart
+from likewise.shards.fence import Fenced
 from likewise.shards.gallery_store import Commit, GalleryStore
 from likewise.shards.group import Delete, Upsert, fold
 from likewise.shards.maintenance import MaintenancePolicy, plan_compaction
@@ -36,8 +37,9 @@ class Committer:
     """Turns groups of writes into commits of one gallery."""
 
     def __init__(self, gallery: GalleryStore, match: Match, policy: MaintenancePolicy) -> None:
-        """Nobody else may commit to `gallery`."""
+        """A committer that takes `gallery` over when it prepares: nobody else can commit to it from then on."""
         self._gallery = gallery
+        self._owned = False
         self._match = match
         self._policy = policy
 
@@ -52,11 +54,19 @@ class Committer:
         return self._gallery.version
 
     def prepare(self) -> None:
-        """Read what the first commit needs to know; see `GalleryStore.prepare`."""
+        """Take the gallery over and read what the first commit needs to know; see `GalleryStore.prepare`.
+
+        A store that takes no writes now (a full disk) can be read all the same: the first commit tries again.
+        """
+        try:
+            self._own()
+        except StoreFailure as error:
+            _log.warning("gallery %s can be read, but not written to yet: %s", self.spec.name, error)
         self._gallery.prepare()
 
     def update_spec(self, spec: GallerySpec) -> Commit:
         """Store a changed description; see `GalleryStore.update_spec`."""
+        self._own()
         return self._gallery.update_spec(spec)
 
     def commit(self, writes: Sequence[Write]) -> tuple[list[Commit], list[WriteResult | Exception]]:
@@ -88,11 +98,20 @@ class Committer:
         return commits, results
 
     def compact(self) -> Commit | None:
-        """Do one bounded step of compaction; None if none is worth it.
+        """Do one bounded step of compaction, or renew the barrier that holds up the clean-up; None if nothing is due.
 
         Raises:
             StoreFailure: If the store refused; nothing is lost.
         """
+        try:
+            self._own()
+            renewed = self._gallery.renew_barrier(after=max(1, self._policy.keep_versions))
+            return self._compact() if renewed is None else renewed
+        except Fenced as error:
+            _log.warning("%s", error)
+            return None
+
+    def _compact(self) -> Commit | None:
         with told_apart("the compaction failed"):
             row_bytes = layout.row_bytes(self.spec)
             chosen = plan_compaction(self._gallery.fragments(), row_bytes=row_bytes, policy=self._policy)
@@ -107,11 +126,17 @@ class Committer:
         except StoreFailure:
             _log.info("the clean-up of gallery %s is put off", self.spec.name)
 
+    def _own(self) -> None:
+        if not self._owned:
+            self._gallery.take_over()
+            self._owned = True
+
     def _attempt(self, writes: Sequence[Write]) -> tuple[Commit, list[WriteResult]]:
         for write in writes:
             if isinstance(write, Upsert):
                 check_vectors(self.spec, write.rows)
         with told_apart("the write failed"):
+            self._own()
             group = fold([Delete(self._matching(w)) if isinstance(w, common_pb2.Filter) else w for w in writes])
             commit = self._gallery.commit(group.upserts, group.deleted_ids)
             return commit, [WriteResult(tally.rows(commit.existed), commit.version) for tally in group.tallies]

@@ -8,8 +8,8 @@ rows: 20 ms against 45).
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,16 +23,23 @@ from lance.fragment import write_fragments
 from lance.optimize import Compaction
 
 from likewise.shards import layout
-from likewise.shards.failures import is_missing, told_apart
+from likewise.shards.dataset_files import DatasetFiles, damage
+from likewise.shards.failures import told_apart
+from likewise.shards.fence import Fence, GalleryReadOnly, is_conflict
+from likewise.shards.history import History
 from likewise.shards.known_ids import KnownIds
-from likewise.shards.protocols import HistoryGone, ShardError, StoreFailure
+from likewise.shards.protocols import ShardError, StoreFailure
 from likewise.shards.spec import GallerySpec, from_json, to_json
+from likewise.shards.spec_change import check_change
 from likewise.shards.sync import sync_files
 
 _log = logging.getLogger(__name__)
 
 SPEC_KEY: Final = "likewise"
 """Schema metadata key of the gallery's description."""
+
+READ_ONLY_KEY: Final = "likewise.read_only"
+"""Schema metadata key that is "true" in a gallery that takes no writes."""
 
 FRAGMENT_BYTES: Final = 128 << 20
 """A bulk commit is cut into files of about this size, so that compaction never has to touch larger ones."""
@@ -43,10 +50,7 @@ _LOOKUP_IDS: Final = 10_000
 # Lance would take 1 GB for metadata and 6 GB for indices (which we do not use) per dataset.
 _METADATA_CACHE_BYTES: Final = 64 << 20
 _INDEX_CACHE_BYTES: Final = 16 << 20
-
 _ADDRESS_BITS: Final = 32
-_NEWEST_MANIFEST: Final = (1 << 64) - 1
-_MANIFEST_END: Final = b"LANC"
 
 U64 = npt.NDArray[np.uint64]
 
@@ -82,11 +86,12 @@ class Fragment:
 class GalleryStore:
     """One gallery's dataset.
 
-    `commit`, `compact` and `update_spec` belong to one thread; `checkout`, `newest_version` and `clean_up` may be
-    called from any at the same time.
+    `take_over`, `commit`, `compact` and `update_spec` belong to one thread; `checkout`, `newest_version`, `clean_up`
+    and `history` may be used from any at the same time.
 
     Attributes:
         uri: Where the dataset lies; plain `lance.dataset(uri)` reads it.
+        history: Its versions and their names.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class GalleryStore:
             SpecError: If it was written by a newer release.
         """
         self.uri = uri
-        self._folder = folder if sync else None
+        self._files = DatasetFiles(folder if sync else None)
         with told_apart("opening the gallery"):
             # A session of its own: one shared by galleries would answer for a deleted and recreated one from its cache.
             session = Session(
@@ -119,12 +124,14 @@ class GalleryStore:
             try:
                 self._reader: Any = lance.dataset(uri, storage_options=storage_options, session=session)
             except ValueError as error:
-                if folder is not None and (damage := _damage(folder)):
-                    raise StoreFailure(damage) from error
+                if folder is not None and (words := damage(folder)):
+                    raise StoreFailure(words) from error
                 raise
             self._dataset: Any = self._reader.checkout_version(self._reader.version)
         self._spec = _spec_of(self._dataset)
         self._known: KnownIds | None = None
+        self._fence = Fence(self._reader, self._spec.name, self._barrier)
+        self.history = History(self._reader, self._files, self._fence.oldest_needed)
 
     @property
     def spec(self) -> GallerySpec:
@@ -136,27 +143,18 @@ class GalleryStore:
         """The version last committed or seen here."""
         return int(self._dataset.version)
 
+    @property
+    def read_only(self) -> bool:
+        """Whether it takes no writes."""
+        return (self._dataset.schema.metadata or {}).get(READ_ONLY_KEY.encode()) == b"true"
+
     def newest_version(self) -> int:
-        """The newest version in the store, whoever committed it."""
-        with told_apart("reading the store's version"):
-            return int(self._reader.latest_version)
+        """See `History.newest_version`."""
+        return self.history.newest_version()
 
     def checkout(self, version: int) -> Any:
-        """A `lance.LanceDataset` at a version.
-
-        Raises:
-            HistoryGone: If it has been cleaned up.
-            StoreFailure: If it cannot be read or is not there yet.
-        """
-        try:
-            return self._reader.checkout_version(version)
-        except Exception as error:
-            if not is_missing(error):
-                raise StoreFailure(f"store version {version} cannot be read") from error
-            newest = self.newest_version()
-            if version > newest:
-                raise StoreFailure(f"store version {version} is not there yet, the newest is {newest}") from error
-            raise HistoryGone(f"store version {version} has been cleaned up, the newest is {newest}") from error
+        """See `History.checkout`."""
+        return self.history.checkout(version)
 
     def count(self) -> int:
         """Live rows at `version`."""
@@ -166,6 +164,34 @@ class GalleryStore:
         """The named columns of all live rows at `version`, in batches."""
         for batch in self._dataset.scanner(columns=list(columns)).to_batches():
             yield pa.Table.from_batches([batch])
+
+    def take_over(self) -> Commit:
+        """Become the one who may commit: whoever did before, also from the middle of a commit, no longer can.
+
+        Raises:
+            Fenced: If yet another writer takes it over at the same time.
+            GalleryReadOnly: If it takes no writes.
+            StoreFailure: If the store refused.
+        """
+        with self._committing("the gallery could not be taken over"):
+            base = self.version
+            self._fence.take_over()
+            self._known = None
+            return self._committed(base, layout.empty_batch(self._spec), [], frozenset())
+
+    def renew_barrier(self, *, after: int) -> Commit | None:
+        """Set the barrier anew if so many versions came after it, so that those before it may be forgotten.
+
+        Raises:
+            Fenced: If another writer has taken the gallery over.
+            StoreFailure: If the store refused.
+        """
+        if self._fence.age(self.version) < after:
+            return None
+        with self._committing("the barrier could not be renewed"):
+            base = self.version
+            self._fence.renew()
+            return self._committed(base, layout.empty_batch(self._spec), [], frozenset())
 
     def prepare(self) -> None:
         """Catch up with the store and read the ids' hashes (12 ms for 2 M rows); otherwise the first commit does it."""
@@ -183,9 +209,11 @@ class GalleryStore:
             deleted_ids: Ids to delete, none of them in `upserts`; those that are not there are no error.
 
         Raises:
+            Fenced: If another writer has taken the gallery over; nothing is stored, unless it says otherwise.
+            GalleryReadOnly: If it takes no writes.
             StoreFailure: If the store refused; nothing is stored.
         """
-        with told_apart("the commit failed"):
+        with self._committing("the commit failed"):
             self.prepare()
             base = self.version
             rows = layout.stamped(upserts, self._spec, base + 1) if upserts is not None and upserts.num_rows else None
@@ -205,10 +233,10 @@ class GalleryStore:
             ValueError: If it changes what rows already written depend on.
             StoreFailure: If the store refused.
         """
-        with told_apart("the description could not be stored"):
+        with self._committing("the description could not be stored"):
             self._follow()
             base = self.version
-            _check_change(self._spec, spec)
+            check_change(self._spec, spec)
             have = set(self._dataset.schema.names)
             added = [field for field in layout.store_schema(spec) if field.name not in have]
             if added:
@@ -228,7 +256,7 @@ class GalleryStore:
         Raises:
             StoreFailure: If the store refused; nothing is lost.
         """
-        with told_apart("the compaction failed"):
+        with self._committing("the compaction failed"):
             self._follow()
             base = self.version
             chosen = set(fragment_ids)
@@ -242,29 +270,50 @@ class GalleryStore:
                 "excluded_fragment_ids": [entry.id for entry in entries if entry.id not in chosen],
             }
             plan = Compaction.plan(self._dataset, options)
-            before = self._data_files()
+            before = self._files.all_rows()
             results = [task.execute(self._dataset) for task in plan.tasks]
             if results:
-                self._sync(self._data_files() - before)
+                sync_files(self._files.all_rows() - before)
                 Compaction.commit(self._dataset, results, options)
                 self._dataset = self._reader.checkout_version(self.newest_version())
             return self._committed(base, layout.empty_batch(self._spec), [], frozenset())
 
     def clean_up(self, *, older_than_s: float, keep: int) -> int:
-        """Remove versions that are older than that and not among the newest `keep`; returns how many went."""
-        with told_apart("the clean-up failed"):
-            dataset = self._reader.checkout_version(self.newest_version())
-            stats = dataset.cleanup_old_versions(older_than=timedelta(seconds=older_than_s), retain_versions=keep)
-            return int(stats.old_versions)
+        """See `History.clean_up`."""
+        return self.history.clean_up(older_than_s=older_than_s, keep=keep)
 
     def _follow(self) -> None:
         newest = self.newest_version()
         if newest == self.version:
             return
         _log.info("the gallery moved from version %d to %d by another hand", self.version, newest)
-        self._dataset = self._reader.checkout_version(newest)
-        self._spec = _spec_of(self._dataset)
-        self._known = None
+        dataset = self._reader.checkout_version(newest)
+        # Before it is taken: whoever has been succeeded never gets past this.
+        self._fence.check(dataset)
+        self._dataset, self._spec, self._known = dataset, _spec_of(dataset), None
+
+    @contextmanager
+    def _committing(self, doing: str) -> Iterator[None]:
+        """Tell what goes wrong inside apart; a commit that Lance refuses may have met a successor's barrier."""
+        with told_apart(doing):
+            if self.read_only:
+                raise GalleryReadOnly(f"gallery {self._spec.name!r} takes no writes: it is a snapshot, read-only")
+            try:
+                yield
+            except ShardError:
+                raise
+            except Exception as error:
+                if is_conflict(error):
+                    self._fence.check_newest(doubt=False)
+                raise
+
+    def _barrier(self) -> int:
+        """A commit that changes nothing and that no commit made on top of an older version is rebased over."""
+        self._follow()
+        fragments = [fragment.metadata for fragment in self._dataset.get_fragments()]
+        unchanged = lance.LanceOperation.Merge(fragments=fragments, schema=self._dataset.lance_schema)
+        self._commit(lance.Transaction(self.version, unchanged))
+        return self.version
 
     def _locate(self, ids: Sequence[str]) -> tuple[list[str], U64]:
         """Those of the ids that are there, with their rows' addresses."""
@@ -291,19 +340,21 @@ class GalleryStore:
             table = pa.Table.from_batches([rows])
             fragments = write_fragments(table, self._dataset, mode="append", max_rows_per_file=per_file)
         updated, removed = self._retire(retired)
-        self._sync(self._files_of(fragments) | self._deletions_of(updated))
+        sync_files(self._files.rows_of(fragments) | self._files.deletions_of(updated))
         operation = lance.LanceOperation.Update(
             removed_fragment_ids=removed, updated_fragments=updated, new_fragments=fragments
         )
-        transaction = lance.Transaction(base, operation)
-        try:
-            self._dataset = lance.LanceDataset.commit(self._dataset, transaction)
-        except Exception:
-            # A commit may have happened although the call failed, when only what comes after the manifest went wrong.
-            if not self._landed(transaction):
-                raise
+        self._commit(lance.Transaction(base, operation))
         if self.version != base + 1:
             _log.error("another process committed versions %d to %d meanwhile", base + 1, self.version - 1)
+
+    def _commit(self, transaction: Any) -> None:
+        try:
+            self._dataset = lance.LanceDataset.commit(self._dataset, transaction)
+        except Exception as error:
+            # A commit may have happened although the call failed, when only what comes after the manifest went wrong.
+            if is_conflict(error) or not self._landed(transaction):
+                raise
 
     def _retire(self, addresses: U64) -> tuple[list[Any], list[int]]:
         """Fragments with new deletion files, and the ids of fragments of which nothing is left."""
@@ -326,41 +377,20 @@ class GalleryStore:
         for version in range(transaction.read_version + 1, newest.version + 1):
             stored = newest.read_transaction(version)
             if stored is not None and stored.uuid == transaction.uuid:
+                self._fence.check(newest, doubt=True)
                 self._dataset = newest
                 return True
         return False
 
     def _committed(self, base: int, rows: pa.RecordBatch, gone: Sequence[str], existed: frozenset[str]) -> Commit:
-        self._sync(self._manifests(base))
+        sync_files(self._files.manifests(base, self.version))
+        if self.newest_version() != self.version:
+            # A writer that slept in the middle of its commit may have put it where nobody looks any more.
+            self._fence.check_newest(doubt=True)
         if self._known is not None:
             self._known.add(rows.column("shard_hash").to_numpy())
             self._known.stale += len(gone)
         return Commit(base, self.version, rows, gone, existed)
-
-    # Paths below exist for flushing alone; without a local folder, or with sync off, there are none.
-
-    def _sync(self, paths: set[Path]) -> None:
-        sync_files(paths)
-
-    def _files_of(self, fragments: Sequence[Any]) -> set[Path]:
-        if self._folder is None:
-            return set()
-        return {self._folder / "data" / file.path for fragment in fragments for file in fragment.files}
-
-    def _deletions_of(self, fragments: Sequence[Any]) -> set[Path]:
-        if self._folder is None:
-            return set()
-        return {self._folder / fragment.deletion_file.path(fragment.id) for fragment in fragments}
-
-    def _data_files(self) -> set[Path]:
-        return set() if self._folder is None else set((self._folder / "data").iterdir())
-
-    def _manifests(self, base: int) -> set[Path]:
-        if self._folder is None:
-            return set()
-        # Lance counts manifest names down, so that the newest is listed first.
-        names = (f"{_NEWEST_MANIFEST - version:020d}.manifest" for version in range(base + 1, self.version + 1))
-        return {self._folder / "_versions" / name for name in names}
 
 
 def _spec_of(dataset: Any) -> GallerySpec:
@@ -368,29 +398,3 @@ def _spec_of(dataset: Any) -> GallerySpec:
     if text is None:
         raise StoreFailure(f"the dataset is no gallery: its schema metadata has no key {SPEC_KEY!r}")
     return from_json(text.decode())
-
-
-def _damage(folder: Path) -> str:
-    """What a power loss in the middle of a commit did to the newest manifest, "" if it is whole."""
-    # Names count down, so the newest manifest is the first.
-    newest = min(folder.glob("_versions/*.manifest"), default=None)
-    if newest is None or newest.read_bytes().endswith(_MANIFEST_END):
-        return ""
-    version = _NEWEST_MANIFEST - int(newest.stem)
-    return (
-        f"the manifest of version {version} of {folder.stem!r} is cut short, as by a power loss during its commit; "
-        f"to go on from version {version - 1}, move {folder.name}/_versions/{newest.name} away"
-    )
-
-
-class SpecChange(ShardError, ValueError):
-    """A description that rows already written do not fit."""
-
-
-def _check_change(old: GallerySpec, new: GallerySpec) -> None:
-    if new.name != old.name or new.gallery_id != old.gallery_id or new.spaces != old.spaces:
-        raise SpecChange(f"name, identity and spaces of gallery {old.name!r} cannot be changed")
-    types = {attribute.name: attribute.type for attribute in new.attributes}
-    for attribute in old.attributes:
-        if types.get(attribute.name) != attribute.type:
-            raise SpecChange(f"attribute {attribute.name!r} can be neither removed nor given another type")

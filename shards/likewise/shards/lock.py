@@ -1,8 +1,8 @@
 """One process a store: an exclusive lock on a local store folder.
 
 The lock is the kernel's (flock), so it goes with its holder however that ends, kill -9 included; the file's text only
-says who holds it. An object store has no such lock: there the deployment must run one writer a gallery, and Lance
-refuses a commit that touches rows which another one has changed meanwhile.
+says who holds it. An object store has no such lock, and a lock says nothing about a process on the other side of a
+network file system: what keeps a writer that was taken for dead from committing after its successor is `fence`.
 """
 
 import fcntl

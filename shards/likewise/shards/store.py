@@ -1,12 +1,14 @@
 """The durable truth: a folder, or any URI that Lance takes, with one dataset a gallery.
 
 `<uri>/likewise.json` holds `{"format": 1}`; `<uri>/<gallery>.lance` is a plain Lance dataset that has the gallery's
-description in its schema metadata under "likewise".
+description in its schema metadata under "likewise". Further JSON documents may lie beside them (`read_document`).
 """
 
 import json
+import os
 import shutil
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -15,10 +17,12 @@ import lance
 from lance.file import LanceFileSession
 
 from likewise.shards import layout
+from likewise.shards.copying import NotLocal
 from likewise.shards.failures import told_apart
 from likewise.shards.gallery_store import SPEC_KEY, GalleryStore
-from likewise.shards.protocols import ShardError
+from likewise.shards.protocols import ShardError, StoreFailure
 from likewise.shards.spec import FORMAT, GALLERY_NAME, GallerySpec, to_json, validate
+from likewise.shards.staging import flush, move, staging, sweep
 
 FORMAT_FILE: Final = "likewise.json"
 _SUFFIX: Final = ".lance"
@@ -77,6 +81,7 @@ class Store:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for trash in self.folder.glob(f"{_TRASH}*"):
                     shutil.rmtree(trash, ignore_errors=True)
+                sweep(self.folder)
             self._files = LanceFileSession(self.uri, storage_options=storage_options)
             self._check_format()
 
@@ -137,6 +142,63 @@ class Store:
                 trash = Path(tempfile.mkdtemp(prefix=_TRASH, dir=folder.parent))
                 folder.rename(trash / folder.name)
                 shutil.rmtree(trash, ignore_errors=True)
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """A hidden folder of the store in which a gallery is made that is then published; see `staging.staging`.
+
+        Raises:
+            NotLocal: If the store is no local folder.
+        """
+        if self.folder is None:
+            raise NotLocal("galleries are restored and imported in local folders only, not yet in an object store")
+        return staging(self.folder)
+
+    def publish(self, dataset: Path, name: str) -> GalleryStore:
+        """Take a dataset that was made in `staging` as the gallery `name`: there at once and durable, or not at all.
+
+        Raises:
+            GalleryExists: If the name is taken.
+            StoreFailure: If the place cannot be written.
+        """
+        target = self._folder_of(name)
+        assert target is not None, "only a local store has staging"
+        with told_apart("storing the gallery"):
+            try:
+                move(dataset, target)
+            except FileExistsError as error:
+                raise GalleryExists(f"the gallery {name!r} exists already") from error
+        return self.open(name)
+
+    def read_document(self, name: str) -> Any:
+        """A JSON document that lies beside the galleries; None if there is none.
+
+        Raises:
+            StoreFailure: If it cannot be read, or is no JSON.
+        """
+        with told_apart(f"reading {name}"):
+            try:
+                return self._read(name) if self._files.contains(name) else None
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise StoreFailure(f"{name} of the store is damaged: {error}; mend it or delete it") from error
+
+    def write_document(self, name: str, value: Any) -> None:
+        """Replace a JSON document as a whole: readers see the old or the new one, also after a crash.
+
+        Raises:
+            StoreFailure: If it cannot be written; the old one stays.
+        """
+        text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+        with told_apart(f"writing {name}"), tempfile.TemporaryDirectory(dir=self.folder, prefix=_TRASH) as scratch:
+            path = Path(scratch) / name
+            with path.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if self.folder is None:
+                self._files.upload_file(str(path), name)
+            else:
+                path.replace(self.folder / name)
+                flush(self.folder)
 
     def _check_format(self) -> None:
         if self._files.contains(FORMAT_FILE):

@@ -63,7 +63,7 @@ class _Request:
 
 
 class GalleryWriter:
-    """A `protocols.Writer` over a `GalleryStore` that nobody else commits to."""
+    """A `protocols.Writer` over a `GalleryStore` that it takes over when it starts."""
 
     def __init__(
         self,

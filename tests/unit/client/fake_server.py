@@ -120,8 +120,8 @@ class FakeServer:
         )
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(_Search(self), server)  # type: ignore[abstract]
         item_service_pb2_grpc.add_ItemServiceServicer_to_server(_Items(self), server)  # type: ignore[abstract]
-        gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(_Galleries(self), server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(), server)  # type: ignore[abstract]
+        gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(_Galleries(self), server)  # type: ignore[abstract]
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(), server)
         health_pb2_grpc.add_HealthServicer_to_server(_Health(), server)
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
@@ -404,6 +404,29 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
             if model.name == request.name and request.version in (0, model.version):
                 return model_service_pb2.ModelServiceGetResponse(model=model)
         abort(context, Failure(grpc.StatusCode.NOT_FOUND, f"no model {request.name!r}", "MODEL_NOT_FOUND"))
+
+    def Load(self, request: Request, context: Context) -> Any:
+        return model_service_pb2.ModelServiceLoadResponse(model=self.Get(request, context).model)
+
+    def Promote(self, request: Request, context: Context) -> Any:
+        models = [_used(one.name, one.version) for one in (request, *request.also)]
+        compared = 0 if request.force else 4
+        return model_service_pb2.ModelServicePromoteResponse(
+            model=models[0], models=models, overlap=0.75 if compared else 0, compared=compared
+        )
+
+    def Rollback(self, request: Request, context: Context) -> Any:
+        models = [_used(request.name, 1), _used("b", 1)]
+        return model_service_pb2.ModelServiceRollbackResponse(model=models[0], models=models)
+
+    def Unload(self, request: Request, context: Context) -> Any:
+        return model_service_pb2.ModelServiceUnloadResponse()
+
+
+def _used(name: str, version: int) -> model_service_pb2.Model:
+    return model_service_pb2.Model(
+        name=name, version=version, in_use=True, state=model_service_pb2.MODEL_STATE_READY, compatible_with={"old": 2}
+    )
 
 
 class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]

@@ -101,6 +101,41 @@ def test_models_are_listed_and_shown(shell: Shell) -> None:
     assert "model.onnx" in shell.run("model", "show", "b").stdout
 
 
+def test_models_are_loaded_promoted_rolled_back_and_unloaded(shell: Shell, server: FakeServer) -> None:
+    assert [one["version"] for one in shell.json("model", "load", "a", "a/1")] == [2, 1]
+    promoted = shell.json("model", "promote", "a/2", "b/1", "--min-overlap", 0.5)
+    assert (promoted["overlap"], promoted["compared"], len(promoted["models"])) == (0.75, 4, 2)
+    told = shell.run("model", "promote", "a/2").stdout
+    assert "in use" in told
+    assert "75.0% of the top 10 of 4 recent queries stays" in told
+    assert "compared" not in shell.run("model", "promote", "a/2", "--force").stdout
+    assert shell.json("model", "rollback", "a")["model"]["version"] == 1
+    assert shell.json("model", "unload", "a/2") == {"unloaded": "a/2"}
+    assert [one.name for one in server.calls("Promote")[0].request.also] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("promote", "a"),
+        ("promote", "a/0"),
+        ("promote", "a/x"),
+        ("promote", "/2"),
+        ("promote", "a/1", "a/2"),
+        ("promote", "a/1", "--min-overlap", "2"),
+        ("unload", "a"),
+        ("load", "a/0"),
+        ("load",),
+    ],
+)
+def test_a_model_without_a_version_that_can_be_is_wrong_usage(
+    shell: Shell, server: FakeServer, arguments: tuple[str, ...]
+) -> None:
+    shell.run("model", *arguments, code=2)
+
+    assert not server.calls("Promote") + server.calls("Load") + server.calls("Unload")
+
+
 def test_an_error_is_one_line_and_status_1(shell: Shell, server: FakeServer) -> None:
     server.fail("Stats", Failure(StatusCode.RESOURCE_EXHAUSTED, "the queue\nis full", "QUEUE_FULL", retry_after_s=2))
 

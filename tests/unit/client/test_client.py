@@ -26,6 +26,7 @@ from likewise.client import (
     InvalidArgument,
     NotFound,
     Query,
+    Unavailable,
     VersionToken,
 )
 from likewise.v1 import common_pb2, gallery_service_pb2, search_service_pb2
@@ -373,6 +374,52 @@ def test_models_and_health_are_reported(client: Any) -> None:
     assert (client.model("a").version, client.model("a", 1).version) == (2, 1)
     assert client.model("b").files == {"model.onnx": "ab"}
     assert client.health().serving
+
+
+def test_versions_are_loaded_promoted_rolled_back_and_unloaded(client: Any, server: FakeServer) -> None:
+    loaded = client.load_model("a")
+    promotion = client.promote_model("a", 2, together={"b": 3}, min_overlap=0.5)
+    forced = client.promote_model("a", 1, force=True)
+    back = client.rollback_model("a")
+    client.unload_model("a", 2)
+
+    assert (loaded.version, loaded.in_use) == (2, False)
+    assert (promotion.model.name, promotion.model.version, promotion.model.in_use) == ("a", 2, True)
+    assert [(one.name, one.version) for one in promotion.models] == [("a", 2), ("b", 3)]
+    assert promotion.model.compatible_with == {"old": 2}
+    assert (promotion.overlap, promotion.compared) == (0.75, 4)
+    assert (forced.overlap, forced.compared) == (None, 0)
+    assert [(one.name, one.version) for one in back.models] == [("a", 1), ("b", 1)]
+    (sent,) = server.calls("Load")
+    assert not sent.request.HasField("version")
+    first, second = (call.request for call in server.calls("Promote"))
+    assert (first.name, first.version, first.min_overlap, first.force) == ("a", 2, 0.5, False)
+    assert [(one.name, one.version) for one in first.also] == [("b", 3)]
+    assert second.force
+    assert [(call.request.name, call.request.version) for call in server.calls("Unload")] == [("a", 2)]
+
+
+@pytest.mark.parametrize("version", [0, -1, 1 << 63])
+def test_a_version_that_cannot_be_is_refused_before_it_is_sent(client: Any, server: FakeServer, version: int) -> None:
+    for call in (client.load_model, client.promote_model, client.unload_model):
+        with pytest.raises(InvalidArgument, match="version must be a version from 1"):
+            call("a", version)
+    with pytest.raises(InvalidArgument, match=r"together\['b'\] must be a version from 1"):
+        client.promote_model("a", 1, together={"b": version})
+
+    assert not server.calls("Load") + server.calls("Promote") + server.calls("Unload")
+
+
+def test_a_promotion_is_not_sent_twice_by_itself(client: Any, server: FakeServer) -> None:
+    for method in ("Promote", "Rollback"):
+        server.fail(method, Failure(StatusCode.UNAVAILABLE, "restarting", "PART_UNAVAILABLE"))
+
+    with pytest.raises(Unavailable):
+        client.promote_model("a", 1)
+    with pytest.raises(Unavailable):
+        client.rollback_model("a")
+
+    assert (len(server.calls("Promote")), len(server.calls("Rollback"))) == (1, 1)
 
 
 def test_compose_gives_the_query_vector(filled: Any) -> None:

@@ -8,11 +8,11 @@ import likewise.client
 from likewise.client import AsyncClient, AsyncGallery, Client, Gallery, LikewiseError, Query, errors
 
 PUBLIC = [
-    *("AsyncClient", "AsyncGallery", "Client", "Gallery", "UpsertResult", "VersionToken"),
+    *("AsyncClient", "AsyncGallery", "Client", "Export", "Gallery", "Snapshot", "UpsertResult", "VersionToken"),
     *("Condition", "Examples", "F", "Filter", "Query", "Reference", "parse_filter"),
     *("Composition", "Coverage", "Degradation", "Explanation", "Hit", "Hits", "ItemExplanation", "ModelRef", "Notice"),
     *("Plan", "ShardPlan", "Timing"),
-    *("GalleryInfo", "GalleryStats", "Health", "IndexSpec", "Item", "Items", "Model", "ShardStats"),
+    *("GalleryInfo", "GalleryStats", "Health", "IndexSpec", "Item", "Items", "Model", "Promotion", "ShardStats"),
     *("AlreadyExists", "AnswerTooLarge", "BatchError", "Cancelled", "ClientClosed", "DataLoss", "DeadlineExceeded"),
     *("FailedPrecondition", "InvalidArgument", "InvalidType", "LikewiseError", "MessageTooLarge", "NotFound"),
     *("PermissionDenied", "ResourceExhausted", "ServerError", "Unavailable", "Unimplemented", "UpsertFailure"),

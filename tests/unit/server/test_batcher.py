@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from likewise.server.batcher import Batcher, BatchLimits, BatchReport
 from likewise.server.errors import Overloaded, Unavailable
+from likewise.server.remote import deadlines
 
 
 class Doubler:
@@ -278,7 +279,86 @@ async def test_every_batch_is_reported(doubler: Doubler) -> None:
         (1, 0, False),
         (1, 0, True),
     ]
-    assert all(report.queue_s >= 0 and report.run_s >= 0 for report in reports)
+    assert all(min(report.queue_s) >= 0 and report.run_s >= 0 for report in reports)
+
+
+async def test_a_report_has_the_wait_of_every_item(doubler: Doubler) -> None:
+    reports: list[BatchReport] = []
+    batcher = Batcher(doubler, name="doubler", limits=BatchLimits(max_batch=4, max_items=8), on_batch=reports.append)
+    doubler.gate.clear()
+    calls = [asyncio.create_task(call(batcher, 0))]
+    for _ in range(2):
+        calls.append(asyncio.create_task(call(batcher, 1)))
+        await doubler.running() if len(calls) == 2 else await asyncio.sleep(0)
+    doubler.gate.set()
+
+    await asyncio.gather(*calls)
+
+    first, second = reports
+    assert first.size == len(first.queue_s) == 2
+    # The late one waited for the whole of the first batch.
+    assert second.queue_s[0] > max(first.queue_s)
+    await batcher.close()
+
+
+class DeadlineReader:
+    """Answers with the seconds that each batch has left, None for one without a deadline."""
+
+    def __init__(self) -> None:
+        self.left: list[float | None] = []
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.left.append(deadlines.remaining_s())
+        return list(items)
+
+
+async def within(batcher: Batcher[int, int], timeout_s: float | None, item: int) -> None:
+    deadlines.set_deadline(timeout_s)
+    await call(batcher, item)
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "expected"),
+    [
+        pytest.param([5.0, 60.0, 30.0], 60.0, id="the latest"),
+        pytest.param([5.0, None], None, id="none when somebody has none"),
+    ],
+)
+async def test_a_batch_has_until_the_latest_deadline_of_its_callers(
+    timeouts: list[float | None], expected: float | None
+) -> None:
+    reader = DeadlineReader()
+    batcher = Batcher(reader, name="reader")
+
+    await asyncio.gather(*(asyncio.create_task(within(batcher, timeout, 1)) for timeout in timeouts))
+
+    assert reader.left == [expected if expected is None else pytest.approx(expected, abs=2)]
+    await batcher.close()
+
+
+async def test_a_deadline_of_one_batch_does_not_stay_for_the_next() -> None:
+    reader = DeadlineReader()
+    batcher = Batcher(reader, name="reader")
+
+    await asyncio.create_task(within(batcher, 5.0, 1))
+    await asyncio.create_task(within(batcher, None, 1))
+
+    assert reader.left[1] is None
+    await batcher.close()
+
+
+async def test_several_batches_may_run_where_the_limits_say_so(doubler: Doubler) -> None:
+    batcher = Batcher(doubler, name="doubler", limits=BatchLimits(max_batch=1, max_items=8, max_running=2))
+    doubler.gate.clear()
+    calls = [asyncio.create_task(call(batcher, i)) for i in range(3)]
+
+    await doubler.running()
+    await doubler.running()
+
+    assert len(doubler.batches) == 2
+    doubler.gate.set()
+    assert await asyncio.gather(*calls) == [[0], [2], [4]]
+    await batcher.close()
 
 
 async def test_a_report_that_is_refused_does_not_stop_the_work(doubler: Doubler) -> None:
@@ -293,10 +373,13 @@ async def test_a_report_that_is_refused_does_not_stop_the_work(doubler: Doubler)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 99), max_size=9), max_size=12), st.integers(1, 5))
-def test_every_caller_gets_its_own_results_in_its_own_order(calls: list[list[int]], max_batch: int) -> None:
+@given(st.lists(st.lists(st.integers(0, 99), max_size=9), max_size=12), st.integers(1, 5), st.integers(1, 3))
+def test_every_caller_gets_its_own_results_in_its_own_order(
+    calls: list[list[int]], max_batch: int, max_running: int
+) -> None:
     async def scenario() -> list[list[int]]:
-        batcher = Batcher(Doubler(), name="doubler", limits=BatchLimits(max_batch=max_batch, max_items=1_000))
+        limits = BatchLimits(max_batch=max_batch, max_items=1_000, max_running=max_running)
+        batcher = Batcher(Doubler(), name="doubler", limits=limits)
 
         async def in_windows(items: list[int]) -> list[int]:
             results: list[int] = []
@@ -319,6 +402,7 @@ def test_every_caller_gets_its_own_results_in_its_own_order(calls: list[list[int
         ({"max_batch": 0}, "max_batch must be at least 1, got 0"),
         ({"max_batch": 8, "max_items": 4}, r"max_items must be at least max_batch \(8\), got 4"),
         ({"max_delay_s": -1.0}, "max_delay_s must not be negative, got -1.0"),
+        ({"max_running": 0}, "max_running must be at least 1, got 0"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(limits: dict[str, float], message: str) -> None:

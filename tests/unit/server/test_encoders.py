@@ -208,6 +208,27 @@ async def test_a_large_call_holds_no_more_tensors_than_its_window(graph: FakeGra
         await encoder.close()
 
 
+async def test_pictures_are_decoded_while_a_batch_runs(graph: FakeGraph) -> None:
+    graph.gate.clear()
+    with ThreadPoolExecutor(1) as threads:
+        pool = CountingPool(threads)
+        encoder = images_of(graph, Serving(pool, 1, BatchLimits(max_batch=2, max_items=16)))
+        first = asyncio.create_task(encoder.encode([grey(1)]))
+        assert await asyncio.to_thread(graph.started.acquire, timeout=10)
+
+        later = [asyncio.create_task(encoder.encode([grey(i)])) for i in (2, 3)]
+        while pool.submitted < 3:  # noqa: ASYNC110  # a fake's counter has no event
+            await asyncio.sleep(0)
+        # Behind the last of them: the pool has one thread.
+        await asyncio.get_running_loop().run_in_executor(threads, int)
+
+        assert (pool.pending, graph.sizes) == (0, [1])
+        graph.gate.set()
+        await asyncio.gather(first, *later)
+        assert graph.sizes == [1, 2]
+        await encoder.close()
+
+
 async def test_images_beyond_the_queue_are_refused_before_they_are_decoded(
     images: OnnxImageEncoder, graph: FakeGraph
 ) -> None:

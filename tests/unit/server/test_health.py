@@ -39,7 +39,7 @@ def _server(part: _SlowPart) -> Server:
     return Server(ServerOptions(port=0), models=FakeModels(), galleries=FakeGalleries(), parts=(part,))
 
 
-@pytest.mark.parametrize("service", ["", *SERVICES])
+@pytest.mark.parametrize("service", ["", *SERVICES, "inference.GRPCInferenceService"])
 async def test_every_service_is_serving_once_the_server_is(service: str) -> None:
     async with shop() as stubs:
         response = await stubs.health.Check(health_pb2.HealthCheckRequest(service=service))

@@ -3,9 +3,12 @@
 import asyncio
 import urllib.request
 
+import pytest
 from tests.unit.server.fakes import FakeGalleries, fake_server
 from tests.unit.server.stubs import by_vector, connected, equals, shop, vectors
 
+from likewise.server.batcher import BatchReport
+from likewise.server.metrics import Metrics
 from likewise.v1 import gallery_service_pb2
 
 QUERY = vectors(1)[0]
@@ -39,6 +42,24 @@ async def test_a_scrape_shows_calls_plans_items_and_models() -> None:
     assert 'likewise_index_items{gallery="shop",shard="0",state="live"}' in text
     assert 'likewise_model_info{kind="unspecified",model="fake-image_encoder"' in text
     assert "likewise_coverage_ratio_count 1.0" in text
+
+
+def test_a_models_batches_show_their_sizes_times_and_waits() -> None:
+    metrics = Metrics(version="1")
+
+    metrics.model_batch(BatchReport("clip/1", waiting=3, queue_s=(0.02, 0.0003), run_s=0.2, failed=False))
+    metrics.model_batch(BatchReport("clip/1", waiting=0, queue_s=(0.0003,), run_s=0.2, failed=True))
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"part": "clip/1", **labels})
+
+    assert value("likewise_batch_size_bucket", le="1.0") == 1
+    assert (value("likewise_batch_size_count"), value("likewise_batch_size_sum")) == (2, 3)
+    # Every row counts with its own wait, not a batch with its longest.
+    assert value("likewise_queue_duration_seconds_bucket", le="0.0005") == 2
+    assert value("likewise_queue_duration_seconds_count") == 3
+    assert value("likewise_batch_duration_seconds_sum") == pytest.approx(0.4)
+    assert (value("likewise_batch_failures_total"), value("likewise_queue_depth")) == (1, 0)
 
 
 async def test_two_servers_of_one_process_count_apart() -> None:

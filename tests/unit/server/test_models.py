@@ -111,7 +111,7 @@ async def test_models_open_when_first_used(models: OnnxModels) -> None:
 
 
 async def test_loading_opens_all_models_and_tells_about_them(models: OnnxModels) -> None:
-    await models.load()
+    await models.open()
 
     described = models.models()
     assert [model.name for model in described] == ["tiny-composer", "tiny-image", "tiny-text"]
@@ -129,12 +129,12 @@ async def test_loading_opens_all_models_and_tells_about_them(models: OnnxModels)
 async def test_loading_takes_names_of_families(tmp_path: Path) -> None:
     models = open_models(write_repository(tmp_path / "a", family="a"), write_repository(tmp_path / "b", family="b"))
 
-    await models.load(["b"])
+    await models.open(["b"])
 
     ready = {name for name, state in states(models).items() if state == pb.MODEL_STATE_READY}
     assert ready == {"b-composer", "b-image", "b-text"}
     with pytest.raises(NotFound, match="'c'"):
-        await models.load(["a", "c"])
+        await models.open(["a", "c"])
     await models.close()
 
 
@@ -144,7 +144,7 @@ async def test_a_damaged_file_fails_its_model_alone_and_says_why(folder: Path, m
     path.write_bytes(whole[:-1] + b"?")
 
     with pytest.raises(FailedPrecondition, match=r"tiny-text/1 cannot be served: model\.onnx has SHA-256") as caught:
-        await models.load()
+        await models.open()
 
     assert caught.value.reason == "MODEL_FAILED"
     assert str(folder) not in str(caught.value)
@@ -162,7 +162,7 @@ async def test_a_damaged_file_fails_its_model_alone_and_says_why(folder: Path, m
     path.write_bytes(whole)
     with pytest.raises(FailedPrecondition, match="SHA-256"):
         await text.encode(["red"])
-    await models.load()
+    await models.open()
 
     assert set(states(models).values()) == {pb.MODEL_STATE_READY}
     assert (await text.encode(["red"])).vectors.shape == (1, DIM)
@@ -182,7 +182,7 @@ async def test_a_graph_other_than_its_manifest_fails_its_model(tmp_path: Path) -
     models = open_models(write_repository(tmp_path, image_encoder=wrong))
 
     with pytest.raises(FailedPrecondition, match="axis 2 of input 'image' is 8, in the manifest 224"):
-        await models.load()
+        await models.open()
 
     await models.close()
 
@@ -197,7 +197,7 @@ async def test_a_provider_that_is_not_there_fails_the_models(folder: Path) -> No
     )
 
     with pytest.raises(FailedPrecondition, match="TensorrtExecutionProvider was asked for"):
-        await models.load()
+        await models.open()
 
     assert set(states(models).values()) == {pb.MODEL_STATE_FAILED}
     await models.close()
@@ -208,7 +208,7 @@ async def test_the_highest_version_is_the_one_in_use(folder: Path) -> None:
     write_repository(folder, version=9)
     models = open_models(folder)
 
-    await models.load()
+    await models.open()
 
     image = models.family("tiny").image
     assert image is not None
@@ -286,7 +286,7 @@ async def test_the_built_in_models_load_and_answer() -> None:
     models = OnnxModels(
         read_repositories([]), runtime=Runtime(threads=2), batch=BatchLimits(), images=ImageLimits(), workers=2
     )
-    await models.load()
+    await models.open()
     family = models.family("shapes")
 
     query = await compose_query(
@@ -344,15 +344,15 @@ class ListedModels:
         raise NotFound(name)
 
 
-@pytest.mark.parametrize(
-    ("newest", "expected"), [(pb.MODEL_STATE_READY, 2), (pb.MODEL_STATE_AVAILABLE, 1), (pb.MODEL_STATE_FAILED, 1)]
-)
-async def test_without_a_version_the_one_in_use_is_told(newest: "pb.ModelState.ValueType", expected: int) -> None:
-    listed = [pb.Model(name="m", version=1, state=pb.MODEL_STATE_READY), pb.Model(name="m", version=2, state=newest)]
+async def test_without_a_version_the_one_in_use_is_told() -> None:
+    listed = [
+        pb.Model(name="m", version=1, state=pb.MODEL_STATE_READY, in_use=True),
+        pb.Model(name="m", version=2, state=pb.MODEL_STATE_READY),
+    ]
 
     response = await ModelServiceServicer(ListedModels(listed)).Get(pb.ModelServiceGetRequest(name="m"), None)  # type: ignore[arg-type]
 
-    assert response.model.version == expected
+    assert response.model.version == 1
 
 
 async def test_without_a_version_in_use_the_newest_is_told() -> None:
@@ -377,14 +377,14 @@ async def test_a_model_that_is_not_there_is_not_found(
         await service.Get(request_, None)  # type: ignore[arg-type]
 
 
-async def test_changing_models_at_run_time_is_of_a_later_release(service: ModelServiceServicer) -> None:
+async def test_models_that_cannot_be_changed_say_so(service: ModelServiceServicer) -> None:
     calls = [
         service.Load(pb.ModelServiceLoadRequest(name="tiny-text"), None),  # type: ignore[arg-type]
-        service.Promote(pb.ModelServicePromoteRequest(name="tiny-text"), None),  # type: ignore[arg-type]
+        service.Promote(pb.ModelServicePromoteRequest(name="tiny-text", version=1), None),  # type: ignore[arg-type]
         service.Rollback(pb.ModelServiceRollbackRequest(name="tiny-text"), None),  # type: ignore[arg-type]
-        service.Unload(pb.ModelServiceUnloadRequest(name="tiny-text"), None),  # type: ignore[arg-type]
+        service.Unload(pb.ModelServiceUnloadRequest(name="tiny-text", version=1), None),  # type: ignore[arg-type]
     ]
 
     for call in calls:
-        with pytest.raises(Unimplemented, match="not part of this release"):
+        with pytest.raises(Unimplemented, match="cannot be changed while it runs"):
             await call

@@ -8,7 +8,7 @@ from onnx import helper
 from tests.unit.server.model_fixtures import COLOUR_TO_SPACE, DIM, SIZE, composer_graph, image_graph, text_graph
 
 from likewise.export.manifest import TensorSpec
-from likewise.server.session import CPU, CUDA, Runtime, Session, SessionError
+from likewise.server.session import CPU, CUDA, BoundRun, Runtime, Session, SessionError
 
 IMAGE = TensorSpec("image", "float32", (-1, 3, SIZE, SIZE))
 EMBEDDING = TensorSpec("embedding", "float32", (-1, DIM))
@@ -64,6 +64,57 @@ def test_a_gpu_gives_what_the_processor_gives(tmp_path: Path) -> None:
     assert gpu.provider == CUDA
     expected = opened(tmp_path, image_graph()).run({"image": pixels})["embedding"]
     np.testing.assert_allclose(gpu.run({"image": pixels})["embedding"], expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_provider_that_fails_to_start_is_found_out_after_the_session_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, allowed: bool
+) -> None:
+    # A wheel with the provider on a machine without its driver: listed, asked for, and silently left out.
+    monkeypatch.setattr("likewise.server.session.onnxruntime.get_available_providers", lambda: [NOWHERE, CPU])
+    runtime = Runtime((NOWHERE, CPU), allow_fallback=allowed)
+
+    if not allowed:
+        with pytest.raises(SessionError, match=f"{NOWHERE} was asked for, ONNX Runtime gave {CPU}"):
+            opened(tmp_path, image_graph(), runtime=runtime)
+        return
+
+    assert opened(tmp_path, image_graph(), runtime=runtime).provider == CPU
+    assert f"runs on {CPU}, not on {NOWHERE}" in caplog.text
+
+
+def test_bound_inputs_and_outputs_give_what_a_plain_run_gives(tmp_path: Path) -> None:
+    onnx.save(composer_graph(), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=[CPU])
+    rows = np.random.default_rng(0).standard_normal((2, 5, DIM)).astype(np.float32)
+    # Views that are not contiguous: what a device copies is.
+    feeds = {"reference": rows[0, ::2], "condition": rows[1, ::2]}
+
+    bound = BoundRun(session, "cpu")
+
+    (expected,) = session.run(["embedding"], feeds)
+    for _ in range(2):
+        np.testing.assert_array_equal(bound(feeds, ["embedding"])["embedding"], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="this ONNX Runtime has no CUDA")
+def test_a_gpu_keeps_to_the_memory_it_was_given(tmp_path: Path) -> None:
+    runtime = Runtime((CUDA, CPU), gpu_memory_bytes=1 << 30)
+
+    session = opened(tmp_path, image_graph(), runtime=runtime)
+
+    assert session.provider == CUDA
+    assert session._session.get_provider_options()[CUDA]["gpu_mem_limit"] == str(1 << 30)
+
+
+@pytest.mark.skipif(CUDA in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA")
+def test_a_gpu_that_is_not_there_is_refused_unless_the_processor_is_allowed(tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match=f"{CUDA} was asked for"):
+        opened(tmp_path, image_graph(), runtime=Runtime((CUDA, CPU)))
+
+    assert opened(tmp_path, image_graph(), runtime=Runtime((CUDA, CPU), allow_fallback=True)).provider == CPU
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from likewise.server import plan
 from likewise.server.access_log import CallRecord, JsonFormatter, TextFormatter
+from likewise.server.embedded import runtime
+from likewise.server.session import CPU, CUDA, Runtime
 from likewise.server.settings import Settings, unknown_variables
 from likewise.v1 import search_service_pb2 as pb
 
@@ -51,11 +53,28 @@ def test_model_folders_are_separated_by_commas_in_the_environment(monkeypatch: p
         pytest.param({"log_format": "xml"}, id="unknown format"),
         pytest.param({"colour": "red"}, id="unknown option"),
         pytest.param({"store": ""}, id="no store"),
+        pytest.param({"encoder_device": "gpu"}, id="unknown device"),
     ],
 )
 def test_a_wrong_option_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Settings(**options)  # type: ignore[arg-type]
+
+
+def test_a_gpu_is_asked_for_by_one_option_and_never_silently_replaced() -> None:
+    assert runtime(Settings(threads=3)) == Runtime((CPU,), threads=3)
+
+    on_gpu = runtime(Settings(threads=3, encoder_device="cuda", encoder_gpu=1, encoder_gpu_bytes=1 << 30))
+
+    assert on_gpu == Runtime((CUDA, CPU), threads=3, allow_fallback=False, device_id=1, gpu_memory_bytes=1 << 30)
+    assert runtime(Settings(encoder_device="cuda", encoder_fallback=True)).allow_fallback
+
+
+def test_threads_follow_the_quota_of_the_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("likewise.server.settings.usable_processors", lambda: 3)
+
+    assert Settings().thread_count == 3
+    assert Settings(threads=7).thread_count == 7
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from tests.unit.shards.store_fixtures import SPEC, prices, table
 
 from likewise.shards import layout
-from likewise.shards.gallery_store import GalleryStore, SpecChange
+from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.layout import partition_delta, shard_hashes
 from likewise.shards.partition import Partition
 from likewise.shards.protocols import Delta, HistoryGone, StoreFailure
 from likewise.shards.spec import FORMAT, AttributeSpec, SpecError
+from likewise.shards.spec_change import SpecChange
 from likewise.shards.store import GalleryExists, GalleryNotFound, NewerFormat, Store, local_folder
 from likewise.v1 import common_pb2 as pb
 

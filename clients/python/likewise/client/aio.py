@@ -7,24 +7,26 @@ iterates there is iterated with `async for`.
 
 import asyncio
 import builtins
+import math
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Self, Unpack
 
 import grpc
 import numpy.typing as npt
 
-from likewise.client import galleries, items, models, requests, upserts
+from likewise.client import galleries, items, models, requests, snapshots, upserts
 from likewise.client.attributes import Columns, Schema, to_columns, unknown_names
 from likewise.client.channel import DEFAULT_TIMEOUT_S, Option, make_config
 from likewise.client.errors import AlreadyExists, LikewiseError
 from likewise.client.filters import Filter
 from likewise.client.galleries import GalleryInfo, GalleryStats, IndexSpec
 from likewise.client.items import Item, Items
-from likewise.client.models import Health, Model
+from likewise.client.models import Health, Model, Promotion
 from likewise.client.progress import ProgressChoice, Reporter
 from likewise.client.requests import Query
 from likewise.client.results import Composition, Explanation, Hits
 from likewise.client.rpc import Call
+from likewise.client.snapshots import Export, Snapshot
 from likewise.client.transport import AsyncTransport, in_thread
 from likewise.client.upserts import UpsertResult
 from likewise.client.versions import GalleryMemory, VersionToken
@@ -99,6 +101,20 @@ class AsyncClient:
         """As `Client.delete_gallery`."""
         await self._transport.call(galleries.delete_call(name), timeout)
 
+    async def import_gallery(
+        self,
+        folder: str,
+        name: str | None = None,
+        *,
+        read_only: bool = False,
+        progress: ProgressChoice = None,
+        timeout: float | None = math.inf,
+    ) -> "AsyncGallery":
+        """As `Client.import_gallery`."""
+        call = snapshots.import_call(folder, name, read_only=read_only)
+        info = await snapshots.follow_async(self._transport.stream(call, timeout), call, progress)
+        return AsyncGallery(self._transport, GalleryMemory(info.name, info))
+
     async def models(self, *, timeout: float | None = None) -> list[Model]:
         """As `Client.models`."""
         found: list[Model] = []
@@ -113,6 +129,32 @@ class AsyncClient:
     async def model(self, name: str, version: int | None = None, *, timeout: float | None = None) -> Model:
         """As `Client.model`."""
         return await self._transport.call(models.get_call(name, version), timeout)
+
+    async def load_model(self, name: str, version: int | None = None, *, timeout: float | None = None) -> Model:
+        """As `Client.load_model`."""
+        return await self._transport.call(models.load_call(name, version), timeout)
+
+    async def promote_model(
+        self,
+        name: str,
+        version: int,
+        *,
+        together: Mapping[str, int] | None = None,
+        min_overlap: float = 0.0,
+        force: bool = False,
+        timeout: float | None = None,
+    ) -> Promotion:
+        """As `Client.promote_model`."""
+        call = models.promote_call(name, version, together=together, min_overlap=min_overlap, force=force)
+        return await self._transport.call(call, timeout)
+
+    async def rollback_model(self, name: str, *, timeout: float | None = None) -> Promotion:
+        """As `Client.rollback_model`."""
+        return await self._transport.call(models.rollback_call(name), timeout)
+
+    async def unload_model(self, name: str, version: int, *, timeout: float | None = None) -> None:
+        """As `Client.unload_model`."""
+        await self._transport.call(models.unload_call(name, version), timeout)
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> Health:
         """As `Client.health`."""
@@ -334,6 +376,53 @@ class AsyncGallery:
         call = galleries.update_call(current, attributes=attributes, shards=shards, replicas=replicas, index=index)
         self._memory.info = await self._transport.call(call, timeout)
         return self._memory.info
+
+    async def create_snapshot(
+        self,
+        name: str,
+        *,
+        note: str = "",
+        version: VersionToken | int | None = None,
+        timeout: float | None = None,
+    ) -> Snapshot:
+        """As `Gallery.create_snapshot`."""
+        call = snapshots.create_call(self.name, name, note=note, version=version)
+        return await self._transport.call(call, timeout)
+
+    async def snapshots(self, *, timeout: float | None = None) -> builtins.list[Snapshot]:
+        """As `Gallery.snapshots`."""
+        found: builtins.list[Snapshot] = []
+        token = ""
+        while True:
+            page = await self._transport.call(snapshots.list_call(self.name, token), timeout)
+            found.extend(page.snapshots)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def delete_snapshot(self, name: str, *, timeout: float | None = None) -> None:
+        """As `Gallery.delete_snapshot`."""
+        await self._transport.call(snapshots.delete_call(self.name, name), timeout)
+
+    async def restore_snapshot(
+        self, snapshot: str, name: str, *, read_only: bool = False, timeout: float | None = None
+    ) -> "AsyncGallery":
+        """As `Gallery.restore_snapshot`."""
+        call = snapshots.restore_call(self.name, snapshot, name, read_only=read_only)
+        info = await self._transport.call(call, timeout)
+        return AsyncGallery(self._transport, GalleryMemory(name, info))
+
+    async def export(
+        self,
+        folder: str,
+        *,
+        snapshot: str | None = None,
+        progress: ProgressChoice = None,
+        timeout: float | None = math.inf,
+    ) -> Export:
+        """As `Gallery.export`."""
+        call = snapshots.export_call(self.name, folder, snapshot=snapshot)
+        return await snapshots.follow_async(self._transport.stream(call, timeout), call, progress)
 
     def __repr__(self) -> str:
         return f"<AsyncGallery {self.name!r}>"

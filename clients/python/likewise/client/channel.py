@@ -20,7 +20,7 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 _RETRIED: Final[Mapping[str, Sequence[str]]] = {
     "likewise.v1.SearchService": ("Search", "BatchSearch", "Compose", "Explain"),
     "likewise.v1.ItemService": ("Upsert", "Get", "Delete", "List", "Count"),
-    "likewise.v1.GalleryService": ("Get", "List", "Stats"),
+    "likewise.v1.GalleryService": ("Get", "List", "Stats", "ListSnapshots"),
     "likewise.v1.ModelService": ("Get", "List"),
     "grpc.health.v1.Health": ("Check",),
 }

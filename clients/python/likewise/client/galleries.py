@@ -57,6 +57,7 @@ class GalleryInfo:
         index: How a shard searches.
         version: Store version.
         created: When, UTC.
+        read_only: Writes and changes are refused.
     """
 
     name: str
@@ -70,6 +71,7 @@ class GalleryInfo:
     index: IndexSpec
     version: int
     created: datetime
+    read_only: bool = False
 
     @property
     def schema(self) -> Schema:
@@ -170,12 +172,12 @@ def create_call(
     spec = _spec(name, attributes=attributes, shards=shards, replicas=replicas, index=index)
     spec.spaces.append(space)
     request = gallery_pb.GalleryServiceCreateRequest(spec=spec)
-    return make_call(rpc.CREATE_GALLERY, request, _gallery_of)
+    return make_call(rpc.CREATE_GALLERY, request, gallery_of)
 
 
 def get_call(name: str) -> Call[GalleryInfo]:
     """GalleryService.Get."""
-    return make_call(rpc.GET_GALLERY, gallery_pb.GalleryServiceGetRequest(name=_name(name)), _gallery_of)
+    return make_call(rpc.GET_GALLERY, gallery_pb.GalleryServiceGetRequest(name=name_of(name)), gallery_of)
 
 
 def list_call(page_token: str) -> Call[GalleryPage]:
@@ -204,17 +206,17 @@ def update_call(
     all_attributes = None if attributes is None else {**current.attributes, **attributes}
     spec = _spec(current.name, attributes=all_attributes, shards=shards, replicas=replicas, index=index)
     request = gallery_pb.GalleryServiceUpdateRequest(spec=spec, update_mask=FieldMask(paths=paths))
-    return make_call(rpc.UPDATE_GALLERY, request, _gallery_of)
+    return make_call(rpc.UPDATE_GALLERY, request, gallery_of)
 
 
 def delete_call(name: str) -> Call[None]:
     """GalleryService.Delete."""
-    return make_call(rpc.DELETE_GALLERY, gallery_pb.GalleryServiceDeleteRequest(name=_name(name)), _nothing)
+    return make_call(rpc.DELETE_GALLERY, gallery_pb.GalleryServiceDeleteRequest(name=name_of(name)), _nothing)
 
 
 def stats_call(name: str) -> Call[GalleryStats]:
     """GalleryService.Stats."""
-    return make_call(rpc.GALLERY_STATS, gallery_pb.GalleryServiceStatsRequest(name=_name(name)), _stats)
+    return make_call(rpc.GALLERY_STATS, gallery_pb.GalleryServiceStatsRequest(name=name_of(name)), _stats)
 
 
 def check_same(
@@ -247,7 +249,7 @@ def _spec(
     replicas: int | None,
     index: str | IndexSpec | None,
 ) -> gallery_pb.GallerySpec:
-    spec = gallery_pb.GallerySpec(name=_name(name))
+    spec = gallery_pb.GallerySpec(name=name_of(name))
     spec.attributes.extend(
         gallery_pb.Attribute(name=attribute, type=attribute_type(attribute, kind))
         for attribute, kind in (attributes or {}).items()
@@ -266,7 +268,12 @@ def _spec(
     return spec
 
 
-def _name(name: str) -> str:
+def name_of(name: str) -> str:
+    """A gallery's name, if it can be one.
+
+    Raises:
+        InvalidType: If it is no string.
+    """
     if not isinstance(name, str):
         raise InvalidType(f"a gallery's name is a string, got a {type(name).__name__}", field="name")
     return name
@@ -280,7 +287,8 @@ def _count(field: str, value: int) -> int:
     return value
 
 
-def _gallery_of(message: Any) -> GalleryInfo:
+def gallery_of(message: Any) -> GalleryInfo:
+    """The gallery of an answer that has one."""
     return _gallery(message.gallery)
 
 
@@ -300,6 +308,7 @@ def _gallery(message: gallery_pb.Gallery) -> GalleryInfo:
         index=IndexSpec(kind=spec.index.kind or "auto", **given),
         version=message.version,
         created=message.create_time.ToDatetime(UTC),
+        read_only=message.read_only,
     )
 
 

@@ -1,12 +1,13 @@
-"""Models of the server's repository, and the server's health."""
+"""Models of the server's repository, which of their versions are in use, and the server's health."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from google.protobuf import wrappers_pb2
 
 from likewise.client import rpc
+from likewise.client.errors import InvalidArgument
 from likewise.client.results import enum_word
 from likewise.client.rpc import Call, make_call
 from likewise.v1 import model_service_pb2 as model_pb
@@ -27,8 +28,11 @@ class Model:
         space: Digest of the space of its output.
         state: "available", "loading", "ready", "draining" or "failed".
         reason: Why it failed.
-        provider: ONNX Runtime execution provider in use, once loaded.
+        provider: What runs it, once loaded: ONNX Runtime's execution provider, or an endpoint.
         files: File name to sha256.
+        in_use: New queries and items are encoded by this version.
+        previous: A rollback goes back to this version.
+        compatible_with: Digest of an older space to the leading numbers that compare with its vectors.
     """
 
     name: str
@@ -41,6 +45,26 @@ class Model:
     reason: str
     provider: str
     files: dict[str, str]
+    in_use: bool = False
+    previous: bool = False
+    compatible_with: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What a promotion or a rollback came to.
+
+    Attributes:
+        model: The model asked for, in the version in use now.
+        models: The whole family as it is in use now, by name.
+        compared: Recent live queries that the versions before and after both answered.
+        overlap: Mean share of their ten best hits that stayed, in [0, 1]; None if none were compared.
+    """
+
+    model: Model
+    models: tuple[Model, ...]
+    compared: int = 0
+    overlap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +101,42 @@ def get_call(name: str, version: int | None) -> Call[Model]:
     return make_call(rpc.GET_MODEL, request, _model_of)
 
 
+def load_call(name: str, version: int | None) -> Call[Model]:
+    """ModelService.Load."""
+    request = model_pb.ModelServiceLoadRequest(name=name)
+    if version is not None:
+        request.version = _number(version, "version")
+    return make_call(rpc.LOAD_MODEL, request, _loaded)
+
+
+def promote_call(
+    name: str, version: int, *, together: Mapping[str, int] | None, min_overlap: float, force: bool
+) -> Call[Promotion]:
+    """ModelService.Promote."""
+    request = model_pb.ModelServicePromoteRequest(
+        name=name,
+        version=_number(version, "version"),
+        also=[
+            model_pb.ModelVersion(name=other, version=_number(number, f"together[{other!r}]"))
+            for other, number in (together or {}).items()
+        ],
+        min_overlap=min_overlap,
+        force=force,
+    )
+    return make_call(rpc.PROMOTE_MODEL, request, _promotion)
+
+
+def rollback_call(name: str) -> Call[Promotion]:
+    """ModelService.Rollback."""
+    return make_call(rpc.ROLLBACK_MODEL, model_pb.ModelServiceRollbackRequest(name=name), _rollback)
+
+
+def unload_call(name: str, version: int) -> Call[None]:
+    """ModelService.Unload."""
+    request = model_pb.ModelServiceUnloadRequest(name=name, version=_number(version, "version"))
+    return make_call(rpc.UNLOAD_MODEL, request, _nothing)
+
+
 def health_call(service: str) -> Call[Health]:
     """grpc.health.v1.Health.Check of a service, or of the whole server for ""."""
     return make_call(rpc.HEALTH_CHECK, wrappers_pb2.StringValue(value=service), _health)
@@ -88,6 +148,33 @@ def _page(message: model_pb.ModelServiceListResponse) -> ModelPage:
 
 def _model_of(message: model_pb.ModelServiceGetResponse) -> Model:
     return _model(message.model)
+
+
+def _loaded(message: model_pb.ModelServiceLoadResponse) -> Model:
+    return _model(message.model)
+
+
+def _promotion(message: model_pb.ModelServicePromoteResponse) -> Promotion:
+    return Promotion(
+        model=_model(message.model),
+        models=tuple(_model(one) for one in message.models),
+        compared=message.compared,
+        overlap=message.overlap if message.compared else None,
+    )
+
+
+def _rollback(message: model_pb.ModelServiceRollbackResponse) -> Promotion:
+    return Promotion(model=_model(message.model), models=tuple(_model(one) for one in message.models))
+
+
+def _nothing(message: model_pb.ModelServiceUnloadResponse) -> None:
+    return None
+
+
+def _number(version: int, field: str) -> int:
+    if not 1 <= version < 1 << 63:
+        raise InvalidArgument(f"{field} must be a version from 1, got {version}", field=field)
+    return version
 
 
 def _model(message: model_pb.Model) -> Model:
@@ -102,6 +189,9 @@ def _model(message: model_pb.Model) -> Model:
         reason=message.reason,
         provider=message.provider,
         files=dict(message.files),
+        in_use=message.in_use,
+        previous=message.previous,
+        compatible_with=dict(message.compatible_with),
     )
 
 

@@ -1,4 +1,4 @@
-"""A progress bar for long upserts: one line on a terminal, nothing anywhere else."""
+"""A progress bar for long calls: one line on a terminal, nothing anywhere else."""
 
 import sys
 import time
@@ -18,10 +18,12 @@ class Bar:
     Args:
         total: Items in all.
         stream: Where to.
+        unit: What is counted.
     """
 
-    def __init__(self, total: int, stream: TextIO) -> None:
+    def __init__(self, total: int, stream: TextIO, unit: str = "items") -> None:
         self._total = total
+        self._unit = unit
         self._stream = stream
         self._started = time.monotonic()
         self._drawn = 0.0
@@ -37,7 +39,7 @@ class Bar:
         filled = _WIDTH * done // max(self._total, 1)
         rate = done / max(now - self._started, 1e-9)
         bar = "#" * filled + "." * (_WIDTH - filled)
-        self._stream.write(f"\ritems {done:,}/{self._total:,} [{bar}] {rate:,.0f}/s ")
+        self._stream.write(f"\r{self._unit} {done:,}/{self._total:,} [{bar}] {rate:,.0f}/s ")
         self._stream.flush()
         self._drawn, self._open = now, True
 
@@ -50,16 +52,17 @@ class Bar:
 
 
 class Reporter:
-    """Tells one upsert's progress as its caller chose; a context manager.
+    """Tells one call's progress as its caller chose; a context manager.
 
     Args:
         choice: See `ProgressChoice`.
         total: Items in all.
+        unit: What is counted, if not items.
     """
 
-    def __init__(self, choice: ProgressChoice, total: int) -> None:
+    def __init__(self, choice: ProgressChoice, total: int, unit: str = "items") -> None:
         shown = sys.stderr.isatty() if choice is None else choice is True
-        self._bar = Bar(total, sys.stderr) if shown else None
+        self._bar = Bar(total, sys.stderr, unit) if shown else None
         self._function = choice if callable(choice) else None
         self._total = total
 

@@ -114,8 +114,18 @@ LIST_GALLERIES = _rpc(_GALLERIES, "GalleryService", "List")
 UPDATE_GALLERY = _rpc(_GALLERIES, "GalleryService", "Update")
 DELETE_GALLERY = _rpc(_GALLERIES, "GalleryService", "Delete")
 GALLERY_STATS = _rpc(_GALLERIES, "GalleryService", "Stats")
+CREATE_SNAPSHOT = _rpc(_GALLERIES, "GalleryService", "CreateSnapshot")
+LIST_SNAPSHOTS = _rpc(_GALLERIES, "GalleryService", "ListSnapshots")
+DELETE_SNAPSHOT = _rpc(_GALLERIES, "GalleryService", "DeleteSnapshot")
+RESTORE_SNAPSHOT = _rpc(_GALLERIES, "GalleryService", "RestoreSnapshot")
+EXPORT_GALLERY = _rpc(_GALLERIES, "GalleryService", "ExportGallery")
+IMPORT_GALLERY = _rpc(_GALLERIES, "GalleryService", "ImportGallery")
 LIST_MODELS = _rpc(_MODELS, "ModelService", "List")
 GET_MODEL = _rpc(_MODELS, "ModelService", "Get")
+LOAD_MODEL = _rpc(_MODELS, "ModelService", "Load")
+PROMOTE_MODEL = _rpc(_MODELS, "ModelService", "Promote")
+ROLLBACK_MODEL = _rpc(_MODELS, "ModelService", "Rollback")
+UNLOAD_MODEL = _rpc(_MODELS, "ModelService", "Unload")
 
 # grpc.health.v1 has one string in its request and one enum in its answer, both field 1: on the wire they are these
 # wrappers. So the SDK asks for health without grpcio-health-checking, which only servers need.

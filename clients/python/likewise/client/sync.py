@@ -1,6 +1,7 @@
 """The client for ordinary code: `Client`, and the `Gallery` it hands out. Both may be shared by threads."""
 
 import builtins
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, Unpack
@@ -8,17 +9,18 @@ from typing import Any, Self, Unpack
 import grpc
 import numpy.typing as npt
 
-from likewise.client import galleries, items, models, requests, upserts
+from likewise.client import galleries, items, models, requests, snapshots, upserts
 from likewise.client.attributes import Columns, Schema, to_columns, unknown_names
 from likewise.client.channel import DEFAULT_TIMEOUT_S, Option, make_config
 from likewise.client.errors import AlreadyExists, LikewiseError
 from likewise.client.filters import Filter
 from likewise.client.galleries import GalleryInfo, GalleryStats, IndexSpec
 from likewise.client.items import Item, Items
-from likewise.client.models import Health, Model
+from likewise.client.models import Health, Model, Promotion
 from likewise.client.progress import ProgressChoice, Reporter
 from likewise.client.requests import Query
 from likewise.client.results import Composition, Explanation, Hits
+from likewise.client.snapshots import Export, Snapshot
 from likewise.client.transport import Transport
 from likewise.client.upserts import UpsertResult
 from likewise.client.versions import GalleryMemory, VersionToken
@@ -124,6 +126,34 @@ class Client:
         """
         self._transport.call(galleries.delete_call(name), timeout)
 
+    def import_gallery(
+        self,
+        folder: str,
+        name: str | None = None,
+        *,
+        read_only: bool = False,
+        progress: ProgressChoice = None,
+        timeout: float | None = math.inf,
+    ) -> "Gallery":
+        """Make a gallery of a folder that `Gallery.export` wrote below the server's export root; all of it is checked.
+
+        Args:
+            folder: Its name there.
+            name: Of the gallery to be; default that of the exported one.
+            read_only: It takes no writes.
+            progress: See `ProgressChoice`, in bytes.
+            timeout: Seconds; default no limit.
+
+        Raises:
+            NotFound: If there is no such folder.
+            AlreadyExists: If the name is taken.
+            DataLoss: If a file of it is not what was written.
+            FailedPrecondition: If it is no export, or of a newer release, or the server has no export root.
+        """
+        call = snapshots.import_call(folder, name, read_only=read_only)
+        info = snapshots.follow(self._transport.stream(call, timeout), call, progress)
+        return Gallery(self._transport, GalleryMemory(info.name, info))
+
     def models(self, *, timeout: float | None = None) -> list[Model]:
         """All model versions, by name, then version."""
         found: list[Model] = []
@@ -138,6 +168,61 @@ class Client:
     def model(self, name: str, version: int | None = None, *, timeout: float | None = None) -> Model:
         """One model; default the version in use, else the newest."""
         return self._transport.call(models.get_call(name, version), timeout)
+
+    def load_model(self, name: str, version: int | None = None, *, timeout: float | None = None) -> Model:
+        """Open a version beside the one in use and warm it; default the newest in the server's model repository.
+
+        Loading a large model takes its time: give it a `timeout` to match. Repeating it is safe.
+
+        Raises:
+            NotFound: If the repository has no such model or version.
+            FailedPrecondition: If it cannot be opened; the message says why, and whatever is in use goes on.
+        """
+        return self._transport.call(models.load_call(name, version), timeout)
+
+    def promote_model(
+        self,
+        name: str,
+        version: int,
+        *,
+        together: Mapping[str, int] | None = None,
+        min_overlap: float = 0.0,
+        force: bool = False,
+        timeout: float | None = None,
+    ) -> Promotion:
+        """Make a loaded version the one in use, for all queries that begin after it.
+
+        Args:
+            name: Model.
+            version: Its version.
+            together: Versions of other models of the family, by name, that change at the same moment.
+            min_overlap: Refuse unless this mean share of the ten best hits of recent live queries stays, in [0, 1].
+            force: Do not compare; the space is checked all the same.
+            timeout: Seconds; default the client's.
+
+        Raises:
+            NotFound: If there is no such version.
+            FailedPrecondition: If it is not loaded, the new space does not fit the family or a gallery
+                (SPACE_MISMATCH, with both digests), or too little overlaps.
+        """
+        call = models.promote_call(name, version, together=together, min_overlap=min_overlap, force=force)
+        return self._transport.call(call, timeout)
+
+    def rollback_model(self, name: str, *, timeout: float | None = None) -> Promotion:
+        """Go back to what was in use before the last promotion of the model's family.
+
+        Raises:
+            FailedPrecondition: If there is nothing to go back to, or a gallery was made for the new space.
+        """
+        return self._transport.call(models.rollback_call(name), timeout)
+
+    def unload_model(self, name: str, version: int, *, timeout: float | None = None) -> None:
+        """Free a version once the last query that uses it has ended; one that is not loaded is fine.
+
+        Raises:
+            FailedPrecondition: If it is in use.
+        """
+        self._transport.call(models.unload_call(name, version), timeout)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> Health:
         """Whether the server takes calls; Unavailable is raised when nobody answers."""
@@ -394,6 +479,89 @@ class Gallery:
         call = galleries.update_call(current, attributes=attributes, shards=shards, replicas=replicas, index=index)
         self._memory.info = self._transport.call(call, timeout)
         return self._memory.info
+
+    def create_snapshot(
+        self,
+        name: str,
+        *,
+        note: str = "",
+        version: VersionToken | int | None = None,
+        timeout: float | None = None,
+    ) -> Snapshot:
+        """Name a version, so that it stays whatever is written later; durable when this returns, and no copy.
+
+        Args:
+            name: [a-z][a-z0-9_-]{0,62}, unique in the gallery.
+            note: Any text of at most 1,024 bytes.
+            version: Default the newest. One of the last ten minutes can be named too: the one before a mistake.
+            timeout: Seconds; default the client's.
+
+        Raises:
+            AlreadyExists: If the name is taken.
+            FailedPrecondition: If the version has been cleaned up.
+        """
+        call = snapshots.create_call(self.name, name, note=note, version=version)
+        return self._transport.call(call, timeout)
+
+    def snapshots(self, *, timeout: float | None = None) -> builtins.list[Snapshot]:
+        """The gallery's snapshots in name order."""
+        found: builtins.list[Snapshot] = []
+        token = ""
+        while True:
+            page = self._transport.call(snapshots.list_call(self.name, token), timeout)
+            found.extend(page.snapshots)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def delete_snapshot(self, name: str, *, timeout: float | None = None) -> None:
+        """Forget a snapshot; galleries restored from it stay.
+
+        Raises:
+            NotFound: If it is not there.
+        """
+        self._transport.call(snapshots.delete_call(self.name, name), timeout)
+
+    def restore_snapshot(
+        self, snapshot: str, name: str, *, read_only: bool = False, timeout: float | None = None
+    ) -> "Gallery":
+        """Make a gallery of a snapshot; it needs neither the snapshot nor this gallery any more.
+
+        Args:
+            snapshot: Name of the snapshot.
+            name: Of the gallery to be.
+            read_only: It takes no writes: the way to search a past version.
+            timeout: Seconds; default the client's.
+
+        Raises:
+            NotFound: If there is no such snapshot.
+            AlreadyExists: If the name is taken.
+        """
+        call = snapshots.restore_call(self.name, snapshot, name, read_only=read_only)
+        return Gallery(self._transport, GalleryMemory(name, self._transport.call(call, timeout)))
+
+    def export(
+        self,
+        folder: str,
+        *,
+        snapshot: str | None = None,
+        progress: ProgressChoice = None,
+        timeout: float | None = math.inf,
+    ) -> Export:
+        """Write the gallery, whole, to a new folder below the server's export root.
+
+        Args:
+            folder: Its name there.
+            snapshot: Which version; default the newest.
+            progress: See `ProgressChoice`, in bytes.
+            timeout: Seconds; default no limit.
+
+        Raises:
+            AlreadyExists: If the folder is there.
+            FailedPrecondition: If the server has no export root.
+        """
+        call = snapshots.export_call(self.name, folder, snapshot=snapshot)
+        return snapshots.follow(self._transport.stream(call, timeout), call, progress)
 
     def __repr__(self) -> str:
         return f"<Gallery {self.name!r}>"

@@ -48,6 +48,24 @@ class Transport:
         except ValueError as error:
             raise self._closed_meanwhile(error) from error
 
+    def stream(self, call: Call[T], timeout: float | None) -> Iterator[T]:
+        """One call with many answers, as they come; given up when the iterator is closed."""
+        data, deadline_s, metadata = _prepared(self.config, call, timeout)
+        if self._closed:
+            raise ClientClosed
+        try:
+            method: Any = self._channel.unary_stream(call.rpc.path, None, call.rpc.reply.FromString)
+            answers = method(data, timeout=deadline_s, metadata=metadata)
+        except ValueError as error:
+            raise self._closed_meanwhile(error) from error
+        try:
+            for message in answers:
+                yield read_answer(call, message)
+        except grpc.RpcError as error:
+            raise self._error(error, call) from error
+        finally:
+            answers.cancel()
+
     def gather(self, calls: Iterator[Call[T]], timeout: float | None) -> Iterator[T]:
         """Several calls, a few under way at once, results in order; the first error is raised."""
         for _, outcome in self.pipeline(((None, call) for call in calls), timeout):
@@ -147,6 +165,28 @@ class AsyncTransport:
             if self._closed and not (task and task.cancelling()):
                 raise ClientClosed from error
             raise
+
+    async def stream(self, call: Call[T], timeout: float | None) -> AsyncGenerator[T]:
+        """One call with many answers, as they come; given up when the generator is closed."""
+        data, deadline_s, metadata = _prepared(self.config, call, timeout)
+        if self._closed:
+            raise ClientClosed
+        method: Any = self._open().unary_stream(call.rpc.path, None, call.rpc.reply.FromString)
+        answers = method(data, timeout=deadline_s, metadata=metadata)
+        try:
+            async for message in answers:
+                yield read_answer(call, message)
+        except grpc.RpcError as error:
+            raise (
+                ClientClosed() if self._closed else translated(error, call.request_id, self.config.target)
+            ) from error
+        except (grpc.aio.UsageError, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                raise ClientClosed from error
+            raise
+        finally:
+            answers.cancel()
 
     async def gather(self, calls: Iterator[Call[T]], timeout: float | None) -> AsyncGenerator[T]:
         """Several calls, a few under way at once, results in order; the first error is raised."""

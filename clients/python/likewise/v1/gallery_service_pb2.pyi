@@ -233,10 +233,13 @@ class Gallery(_message.Message):
     GALLERY_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
     gallery_id: _builtins.str
     """Identity, made at creation."""
     version: _builtins.int
     """Store version."""
+    read_only: _builtins.bool
+    """Writes and changes are refused: FAILED_PRECONDITION, GALLERY_READ_ONLY. It can be deleted."""
     @_builtins.property
     def spec(self) -> Global___GallerySpec: ...
     @_builtins.property
@@ -248,10 +251,11 @@ class Gallery(_message.Message):
         gallery_id: _builtins.str = ...,
         version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        read_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gallery_id", b"gallery_id", "spec", b"spec", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gallery_id", b"gallery_id", "read_only", b"read_only", "spec", b"spec", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -594,3 +598,462 @@ class GalleryServiceStatsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GalleryServiceStatsResponse: _TypeAlias = GalleryServiceStatsResponse  # noqa: Y015
+
+@_typing.final
+class Snapshot(_message.Message):
+    """A named version of a gallery. It goes with the gallery when that is deleted; what was restored from it stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """[a-z][a-z0-9_-]{0,62}; unique in its gallery."""
+    version: _builtins.int
+    """Store version."""
+    rows: _builtins.int
+    """Live items at that version."""
+    note: _builtins.str
+    """What its maker wrote; may be empty."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the snapshot was made."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "note", b"note", "rows", b"rows", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class TransferProgress(_message.Message):
+    """How far an export or import has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_DONE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    files_done: _builtins.int
+    """Files finished."""
+    files: _builtins.int
+    """Files in all."""
+    bytes_done: _builtins.int
+    """Bytes written."""
+    bytes: _builtins.int
+    """Bytes in all."""
+    def __init__(
+        self,
+        *,
+        files_done: _builtins.int = ...,
+        files: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "bytes_done", b"bytes_done", "files", b"files", "files_done", b"files_done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferProgress: _TypeAlias = TransferProgress  # noqa: Y015
+
+@_typing.final
+class Export(_message.Message):
+    """A gallery exported to a folder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    GALLERY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """Name below the server's export root."""
+    gallery: _builtins.str
+    """What was exported."""
+    version: _builtins.int
+    """Its store version."""
+    rows: _builtins.int
+    """Live items."""
+    files: _builtins.int
+    """Files, the manifest not counted."""
+    bytes: _builtins.int
+    """Bytes of those files."""
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+        gallery: _builtins.str = ...,
+        version: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        files: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "files", b"files", "folder", b"folder", "gallery", b"gallery", "rows", b"rows", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Export: _TypeAlias = Export  # noqa: Y015
+
+@_typing.final
+class GalleryServiceCreateSnapshotRequest(_message.Message):
+    """See GalleryService.CreateSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """Name of the gallery."""
+    snapshot: _builtins.str
+    """Name of the snapshot: [a-z][a-z0-9_-]{0,62}."""
+    version: _builtins.int
+    """Store version; default the newest committed one. A version without a snapshot stays for ten minutes, unless 2,000
+    newer ones come first: long enough to name the one before a mistake.
+    """
+    note: _builtins.str
+    """Any text of at most 1,024 bytes."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+        version: _builtins.int | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "gallery", b"gallery", "note", b"note", "snapshot", b"snapshot", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+
+Global___GalleryServiceCreateSnapshotRequest: _TypeAlias = GalleryServiceCreateSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class GalleryServiceCreateSnapshotResponse(_message.Message):
+    """See GalleryService.CreateSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """As ListSnapshots gives it."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___Snapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceCreateSnapshotResponse: _TypeAlias = GalleryServiceCreateSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class GalleryServiceListSnapshotsRequest(_message.Message):
+    """See GalleryService.ListSnapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """Name of the gallery."""
+    page_size: _builtins.int
+    """Default 100, at most 1,000."""
+    page_token: _builtins.str
+    """From the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "gallery", b"gallery", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+
+Global___GalleryServiceListSnapshotsRequest: _TypeAlias = GalleryServiceListSnapshotsRequest  # noqa: Y015
+
+@_typing.final
+class GalleryServiceListSnapshotsResponse(_message.Message):
+    """See GalleryService.ListSnapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceListSnapshotsResponse: _TypeAlias = GalleryServiceListSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class GalleryServiceDeleteSnapshotRequest(_message.Message):
+    """See GalleryService.DeleteSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """Name of the gallery."""
+    snapshot: _builtins.str
+    """Name of the snapshot."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceDeleteSnapshotRequest: _TypeAlias = GalleryServiceDeleteSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class GalleryServiceDeleteSnapshotResponse(_message.Message):
+    """See GalleryService.DeleteSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceDeleteSnapshotResponse: _TypeAlias = GalleryServiceDeleteSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class GalleryServiceRestoreSnapshotRequest(_message.Message):
+    """See GalleryService.RestoreSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """Name of the gallery that the snapshot is of."""
+    snapshot: _builtins.str
+    """Name of the snapshot."""
+    name: _builtins.str
+    """Of the gallery to be: [a-z][a-z0-9_-]{0,62}, not taken."""
+    read_only: _builtins.bool
+    """The new gallery takes no writes. Default false."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+        name: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "name", b"name", "read_only", b"read_only", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceRestoreSnapshotRequest: _TypeAlias = GalleryServiceRestoreSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class GalleryServiceRestoreSnapshotResponse(_message.Message):
+    """See GalleryService.RestoreSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gallery(self) -> Global___Gallery:
+        """The new one, served."""
+
+    def __init__(
+        self,
+        *,
+        gallery: Global___Gallery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceRestoreSnapshotResponse: _TypeAlias = GalleryServiceRestoreSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class GalleryServiceExportGalleryRequest(_message.Message):
+    """See GalleryService.ExportGallery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    """Name of the gallery."""
+    snapshot: _builtins.str
+    """Which version; default the newest committed one."""
+    folder: _builtins.str
+    """Name below the server's export root: [A-Za-z0-9][A-Za-z0-9_-]{0,127}, not taken."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+        folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "gallery", b"gallery", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceExportGalleryRequest: _TypeAlias = GalleryServiceExportGalleryRequest  # noqa: Y015
+
+@_typing.final
+class GalleryServiceExportGalleryResponse(_message.Message):
+    """See GalleryService.ExportGallery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___TransferProgress:
+        """In every message."""
+
+    @_builtins.property
+    def export(self) -> Global___Export:
+        """In the last message only: it is done."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___TransferProgress | None = ...,
+        export: Global___Export | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceExportGalleryResponse: _TypeAlias = GalleryServiceExportGalleryResponse  # noqa: Y015
+
+@_typing.final
+class GalleryServiceImportGalleryRequest(_message.Message):
+    """See GalleryService.ImportGallery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """Name below the server's export root."""
+    name: _builtins.str
+    """Of the gallery to be; default that of the exported one."""
+    read_only: _builtins.bool
+    """The new gallery takes no writes. Default false."""
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+        name: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "name", b"name", "read_only", b"read_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceImportGalleryRequest: _TypeAlias = GalleryServiceImportGalleryRequest  # noqa: Y015
+
+@_typing.final
+class GalleryServiceImportGalleryResponse(_message.Message):
+    """See GalleryService.ImportGallery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    GALLERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___TransferProgress:
+        """In every message."""
+
+    @_builtins.property
+    def gallery(self) -> Global___Gallery:
+        """In the last message only: it is served."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___TransferProgress | None = ...,
+        gallery: Global___Gallery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryServiceImportGalleryResponse: _TypeAlias = GalleryServiceImportGalleryResponse  # noqa: Y015

@@ -65,6 +65,36 @@ class GalleryServiceStub(object):
                 request_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceStatsRequest.SerializeToString,
                 response_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceStatsResponse.FromString,
                 _registered_method=True)
+        self.CreateSnapshot = channel.unary_unary(
+                '/likewise.v1.GalleryService/CreateSnapshot',
+                request_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceCreateSnapshotRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceCreateSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/likewise.v1.GalleryService/ListSnapshots',
+                request_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceListSnapshotsRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/likewise.v1.GalleryService/DeleteSnapshot',
+                request_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceDeleteSnapshotRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceDeleteSnapshotResponse.FromString,
+                _registered_method=True)
+        self.RestoreSnapshot = channel.unary_unary(
+                '/likewise.v1.GalleryService/RestoreSnapshot',
+                request_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceRestoreSnapshotRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceRestoreSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ExportGallery = channel.unary_stream(
+                '/likewise.v1.GalleryService/ExportGallery',
+                request_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceExportGalleryRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceExportGalleryResponse.FromString,
+                _registered_method=True)
+        self.ImportGallery = channel.unary_stream(
+                '/likewise.v1.GalleryService/ImportGallery',
+                request_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceImportGalleryRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceImportGalleryResponse.FromString,
+                _registered_method=True)
 
 
 class GalleryServiceServicer(object):
@@ -119,6 +149,92 @@ class GalleryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateSnapshot(self, request, context):
+        """Names a version of a gallery, so that it stays whatever is written later. Costs no copy; durable when it returns.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name, the note, or a version still to come | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+        | ALREADY_EXISTS | SNAPSHOT_EXISTS | choose another name, or delete that one first |
+        | FAILED_PRECONDITION | VERSION_GONE: the version has been cleaned up | take a newer one |
+        | UNIMPLEMENTED | the server's galleries are in a cluster, in this release | use an embedded server |
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """A gallery's snapshots in name order. NOT_FOUND, UNIMPLEMENTED: as CreateSnapshot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Forgets a snapshot; what only it needed is removed from the disk some time later. Galleries restored from it stay.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+        | UNIMPLEMENTED | as CreateSnapshot | |
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreSnapshot(self, request, context):
+        """Makes a gallery of a snapshot, with the rows and the schema of its version, and serves it. It needs neither the
+        snapshot nor the gallery that it was taken of. A read-only one is how a past version is searched.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name is wrong | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+        | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | choose another; nothing is ever overwritten |
+        | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+        | UNIMPLEMENTED | as CreateSnapshot, or the store is an object store | |
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportGallery(self, request, context):
+        """Writes a version of a gallery, whole, to a new folder below the server's export root: a plain Lance dataset, the
+        description, and a manifest with the SHA-256 of every file. Reports progress; the folder is there, and durable, when
+        the last message comes, and is not there if the call ends otherwise. Cancelling the call gives it up.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the folder is no name | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+        | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
+        | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
+        | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+        | UNIMPLEMENTED | as RestoreSnapshot | |
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportGallery(self, request, context):
+        """Makes a gallery of an exported folder below the server's export root, and serves it. Everything is checked before
+        anything can be seen. Reports progress; the last message has the gallery. Cancelling the call gives it up.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the folder or the name is no name | correct it |
+        | NOT_FOUND | EXPORT_NOT_FOUND | look into the export root |
+        | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | give another name; nothing is ever overwritten |
+        | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
+        | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
+        | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+        | UNIMPLEMENTED | as RestoreSnapshot | |
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GalleryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +267,36 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceStatsRequest.FromString,
                     response_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceStatsResponse.SerializeToString,
+            ),
+            'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshot,
+                    request_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceCreateSnapshotRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceCreateSnapshotResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceListSnapshotsRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceDeleteSnapshotRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceDeleteSnapshotResponse.SerializeToString,
+            ),
+            'RestoreSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreSnapshot,
+                    request_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceRestoreSnapshotRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceRestoreSnapshotResponse.SerializeToString,
+            ),
+            'ExportGallery': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportGallery,
+                    request_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceExportGalleryRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceExportGalleryResponse.SerializeToString,
+            ),
+            'ImportGallery': grpc.unary_stream_rpc_method_handler(
+                    servicer.ImportGallery,
+                    request_deserializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceImportGalleryRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceImportGalleryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -316,6 +462,168 @@ class GalleryService(object):
             '/likewise.v1.GalleryService/Stats',
             likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceStatsRequest.SerializeToString,
             likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.v1.GalleryService/CreateSnapshot',
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceCreateSnapshotRequest.SerializeToString,
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceCreateSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.v1.GalleryService/ListSnapshots',
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceListSnapshotsRequest.SerializeToString,
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.v1.GalleryService/DeleteSnapshot',
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceDeleteSnapshotRequest.SerializeToString,
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceDeleteSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.v1.GalleryService/RestoreSnapshot',
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceRestoreSnapshotRequest.SerializeToString,
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceRestoreSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/likewise.v1.GalleryService/ExportGallery',
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceExportGalleryRequest.SerializeToString,
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceExportGalleryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/likewise.v1.GalleryService/ImportGallery',
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceImportGalleryRequest.SerializeToString,
+            likewise_dot_v1_dot_gallery__service__pb2.GalleryServiceImportGalleryResponse.FromString,
             options,
             channel_credentials,
             insecure,

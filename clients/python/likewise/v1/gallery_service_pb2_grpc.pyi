@@ -52,6 +52,67 @@ class GalleryServiceStub:
     """Deletes a gallery with all its items, for good."""
     Stats: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceStatsRequest, _gallery_service_pb2.GalleryServiceStatsResponse]
     """Counts, sizes and states of a gallery's parts."""
+    CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceCreateSnapshotRequest, _gallery_service_pb2.GalleryServiceCreateSnapshotResponse]
+    """Names a version of a gallery, so that it stays whatever is written later. Costs no copy; durable when it returns.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name, the note, or a version still to come | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+    | ALREADY_EXISTS | SNAPSHOT_EXISTS | choose another name, or delete that one first |
+    | FAILED_PRECONDITION | VERSION_GONE: the version has been cleaned up | take a newer one |
+    | UNIMPLEMENTED | the server's galleries are in a cluster, in this release | use an embedded server |
+    """
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceListSnapshotsRequest, _gallery_service_pb2.GalleryServiceListSnapshotsResponse]
+    """A gallery's snapshots in name order. NOT_FOUND, UNIMPLEMENTED: as CreateSnapshot."""
+    DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceDeleteSnapshotRequest, _gallery_service_pb2.GalleryServiceDeleteSnapshotResponse]
+    """Forgets a snapshot; what only it needed is removed from the disk some time later. Galleries restored from it stay.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+    | UNIMPLEMENTED | as CreateSnapshot | |
+    """
+    RestoreSnapshot: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceRestoreSnapshotRequest, _gallery_service_pb2.GalleryServiceRestoreSnapshotResponse]
+    """Makes a gallery of a snapshot, with the rows and the schema of its version, and serves it. It needs neither the
+    snapshot nor the gallery that it was taken of. A read-only one is how a past version is searched.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name is wrong | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+    | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | choose another; nothing is ever overwritten |
+    | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+    | UNIMPLEMENTED | as CreateSnapshot, or the store is an object store | |
+    """
+    ExportGallery: _grpc.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceExportGalleryRequest, _gallery_service_pb2.GalleryServiceExportGalleryResponse]
+    """Writes a version of a gallery, whole, to a new folder below the server's export root: a plain Lance dataset, the
+    description, and a manifest with the SHA-256 of every file. Reports progress; the folder is there, and durable, when
+    the last message comes, and is not there if the call ends otherwise. Cancelling the call gives it up.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the folder is no name | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+    | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
+    | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
+    | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+    | UNIMPLEMENTED | as RestoreSnapshot | |
+    """
+    ImportGallery: _grpc.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceImportGalleryRequest, _gallery_service_pb2.GalleryServiceImportGalleryResponse]
+    """Makes a gallery of an exported folder below the server's export root, and serves it. Everything is checked before
+    anything can be seen. Reports progress; the last message has the gallery. Cancelling the call gives it up.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the folder or the name is no name | correct it |
+    | NOT_FOUND | EXPORT_NOT_FOUND | look into the export root |
+    | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | give another name; nothing is ever overwritten |
+    | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
+    | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
+    | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+    | UNIMPLEMENTED | as RestoreSnapshot | |
+    """
 
 @_typing.type_check_only
 class GalleryServiceAsyncStub(GalleryServiceStub):
@@ -77,6 +138,67 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """Deletes a gallery with all its items, for good."""
     Stats: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceStatsRequest, _gallery_service_pb2.GalleryServiceStatsResponse]  # type: ignore[assignment]
     """Counts, sizes and states of a gallery's parts."""
+    CreateSnapshot: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceCreateSnapshotRequest, _gallery_service_pb2.GalleryServiceCreateSnapshotResponse]  # type: ignore[assignment]
+    """Names a version of a gallery, so that it stays whatever is written later. Costs no copy; durable when it returns.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name, the note, or a version still to come | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+    | ALREADY_EXISTS | SNAPSHOT_EXISTS | choose another name, or delete that one first |
+    | FAILED_PRECONDITION | VERSION_GONE: the version has been cleaned up | take a newer one |
+    | UNIMPLEMENTED | the server's galleries are in a cluster, in this release | use an embedded server |
+    """
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceListSnapshotsRequest, _gallery_service_pb2.GalleryServiceListSnapshotsResponse]  # type: ignore[assignment]
+    """A gallery's snapshots in name order. NOT_FOUND, UNIMPLEMENTED: as CreateSnapshot."""
+    DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceDeleteSnapshotRequest, _gallery_service_pb2.GalleryServiceDeleteSnapshotResponse]  # type: ignore[assignment]
+    """Forgets a snapshot; what only it needed is removed from the disk some time later. Galleries restored from it stay.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+    | UNIMPLEMENTED | as CreateSnapshot | |
+    """
+    RestoreSnapshot: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceRestoreSnapshotRequest, _gallery_service_pb2.GalleryServiceRestoreSnapshotResponse]  # type: ignore[assignment]
+    """Makes a gallery of a snapshot, with the rows and the schema of its version, and serves it. It needs neither the
+    snapshot nor the gallery that it was taken of. A read-only one is how a past version is searched.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name is wrong | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+    | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | choose another; nothing is ever overwritten |
+    | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+    | UNIMPLEMENTED | as CreateSnapshot, or the store is an object store | |
+    """
+    ExportGallery: _aio.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceExportGalleryRequest, _gallery_service_pb2.GalleryServiceExportGalleryResponse]  # type: ignore[assignment]
+    """Writes a version of a gallery, whole, to a new folder below the server's export root: a plain Lance dataset, the
+    description, and a manifest with the SHA-256 of every file. Reports progress; the folder is there, and durable, when
+    the last message comes, and is not there if the call ends otherwise. Cancelling the call gives it up.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the folder is no name | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+    | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
+    | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
+    | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+    | UNIMPLEMENTED | as RestoreSnapshot | |
+    """
+    ImportGallery: _aio.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceImportGalleryRequest, _gallery_service_pb2.GalleryServiceImportGalleryResponse]  # type: ignore[assignment]
+    """Makes a gallery of an exported folder below the server's export root, and serves it. Everything is checked before
+    anything can be seen. Reports progress; the last message has the gallery. Cancelling the call gives it up.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the folder or the name is no name | correct it |
+    | NOT_FOUND | EXPORT_NOT_FOUND | look into the export root |
+    | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | give another name; nothing is ever overwritten |
+    | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
+    | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
+    | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+    | UNIMPLEMENTED | as RestoreSnapshot | |
+    """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Galleries: named collections of items with a schema."""
@@ -135,5 +257,102 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_service_pb2.GalleryServiceStatsResponse, _abc.Awaitable[_gallery_service_pb2.GalleryServiceStatsResponse]]:
         """Counts, sizes and states of a gallery's parts."""
+
+    @_abc_1.abstractmethod
+    def CreateSnapshot(
+        self,
+        request: _gallery_service_pb2.GalleryServiceCreateSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.GalleryServiceCreateSnapshotResponse, _abc.Awaitable[_gallery_service_pb2.GalleryServiceCreateSnapshotResponse]]:
+        """Names a version of a gallery, so that it stays whatever is written later. Costs no copy; durable when it returns.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name, the note, or a version still to come | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+        | ALREADY_EXISTS | SNAPSHOT_EXISTS | choose another name, or delete that one first |
+        | FAILED_PRECONDITION | VERSION_GONE: the version has been cleaned up | take a newer one |
+        | UNIMPLEMENTED | the server's galleries are in a cluster, in this release | use an embedded server |
+        """
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _gallery_service_pb2.GalleryServiceListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.GalleryServiceListSnapshotsResponse, _abc.Awaitable[_gallery_service_pb2.GalleryServiceListSnapshotsResponse]]:
+        """A gallery's snapshots in name order. NOT_FOUND, UNIMPLEMENTED: as CreateSnapshot."""
+
+    @_abc_1.abstractmethod
+    def DeleteSnapshot(
+        self,
+        request: _gallery_service_pb2.GalleryServiceDeleteSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.GalleryServiceDeleteSnapshotResponse, _abc.Awaitable[_gallery_service_pb2.GalleryServiceDeleteSnapshotResponse]]:
+        """Forgets a snapshot; what only it needed is removed from the disk some time later. Galleries restored from it stay.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+        | UNIMPLEMENTED | as CreateSnapshot | |
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreSnapshot(
+        self,
+        request: _gallery_service_pb2.GalleryServiceRestoreSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.GalleryServiceRestoreSnapshotResponse, _abc.Awaitable[_gallery_service_pb2.GalleryServiceRestoreSnapshotResponse]]:
+        """Makes a gallery of a snapshot, with the rows and the schema of its version, and serves it. It needs neither the
+        snapshot nor the gallery that it was taken of. A read-only one is how a past version is searched.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name is wrong | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+        | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | choose another; nothing is ever overwritten |
+        | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+        | UNIMPLEMENTED | as CreateSnapshot, or the store is an object store | |
+        """
+
+    @_abc_1.abstractmethod
+    def ExportGallery(
+        self,
+        request: _gallery_service_pb2.GalleryServiceExportGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_gallery_service_pb2.GalleryServiceExportGalleryResponse], _abc.AsyncIterator[_gallery_service_pb2.GalleryServiceExportGalleryResponse]]:
+        """Writes a version of a gallery, whole, to a new folder below the server's export root: a plain Lance dataset, the
+        description, and a manifest with the SHA-256 of every file. Reports progress; the folder is there, and durable, when
+        the last message comes, and is not there if the call ends otherwise. Cancelling the call gives it up.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the folder is no name | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
+        | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
+        | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
+        | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+        | UNIMPLEMENTED | as RestoreSnapshot | |
+        """
+
+    @_abc_1.abstractmethod
+    def ImportGallery(
+        self,
+        request: _gallery_service_pb2.GalleryServiceImportGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_gallery_service_pb2.GalleryServiceImportGalleryResponse], _abc.AsyncIterator[_gallery_service_pb2.GalleryServiceImportGalleryResponse]]:
+        """Makes a gallery of an exported folder below the server's export root, and serves it. Everything is checked before
+        anything can be seen. Reports progress; the last message has the gallery. Cancelling the call gives it up.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the folder or the name is no name | correct it |
+        | NOT_FOUND | EXPORT_NOT_FOUND | look into the export root |
+        | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | give another name; nothing is ever overwritten |
+        | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
+        | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
+        | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
+        | UNIMPLEMENTED | as RestoreSnapshot | |
+        """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

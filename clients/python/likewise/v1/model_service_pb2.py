@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flikewise/v1/model_service.proto\x12\x0blikewise.v1\"\x9e\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.likewise.v1.ModelKind\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x12\r\n\x05space\x18\x06 \x01(\t\x12&\n\x05state\x18\x07 \x01(\x0e\x32\x17.likewise.v1.ModelState\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08provider\x18\t \x01(\t\x12,\n\x05\x66iles\x18\n \x03(\x0b\x32\x1d.likewise.v1.Model.FilesEntry\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"S\n\x17ModelServiceListRequest\x12\x16\n\tpage_size\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x02 \x01(\tB\x0c\n\n_page_size\"W\n\x18ModelServiceListResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.likewise.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x16ModelServiceGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version\"<\n\x17ModelServiceGetResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\"I\n\x17ModelServiceLoadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version\"=\n\x18ModelServiceLoadResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\"J\n\x1aModelServicePromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"Q\n\x1bModelServicePromoteResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\x12\x0f\n\x07overlap\x18\x02 \x01(\x01\"+\n\x1bModelServiceRollbackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x1cModelServiceRollbackResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\":\n\x19ModelServiceUnloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x1c\n\x1aModelServiceUnloadResponse*\xa6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05*{\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18MODEL_KIND_IMAGE_ENCODER\x10\x01\x12\x1b\n\x17MODEL_KIND_TEXT_ENCODER\x10\x02\x12\x17\n\x13MODEL_KIND_COMPOSER\x10\x03\x32\xa4\x04\n\x0cModelService\x12S\n\x04List\x12$.likewise.v1.ModelServiceListRequest\x1a%.likewise.v1.ModelServiceListResponse\x12P\n\x03Get\x12#.likewise.v1.ModelServiceGetRequest\x1a$.likewise.v1.ModelServiceGetResponse\x12S\n\x04Load\x12$.likewise.v1.ModelServiceLoadRequest\x1a%.likewise.v1.ModelServiceLoadResponse\x12\\\n\x07Promote\x12\'.likewise.v1.ModelServicePromoteRequest\x1a(.likewise.v1.ModelServicePromoteResponse\x12_\n\x08Rollback\x12(.likewise.v1.ModelServiceRollbackRequest\x1a).likewise.v1.ModelServiceRollbackResponse\x12Y\n\x06Unload\x12&.likewise.v1.ModelServiceUnloadRequest\x1a\'.likewise.v1.ModelServiceUnloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flikewise/v1/model_service.proto\x12\x0blikewise.v1\"\xb8\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.likewise.v1.ModelKind\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x12\r\n\x05space\x18\x06 \x01(\t\x12&\n\x05state\x18\x07 \x01(\x0e\x32\x17.likewise.v1.ModelState\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08provider\x18\t \x01(\t\x12,\n\x05\x66iles\x18\n \x03(\x0b\x32\x1d.likewise.v1.Model.FilesEntry\x12\x0e\n\x06in_use\x18\x0b \x01(\x08\x12\x10\n\x08previous\x18\x0c \x01(\x08\x12?\n\x0f\x63ompatible_with\x18\r \x03(\x0b\x32&.likewise.v1.Model.CompatibleWithEntry\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x35\n\x13\x43ompatibleWithEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"-\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"S\n\x17ModelServiceListRequest\x12\x16\n\tpage_size\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x02 \x01(\tB\x0c\n\n_page_size\"W\n\x18ModelServiceListResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.likewise.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x16ModelServiceGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version\"<\n\x17ModelServiceGetResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\"I\n\x17ModelServiceLoadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version\"=\n\x18ModelServiceLoadResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\"\x88\x01\n\x1aModelServicePromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\'\n\x04\x61lso\x18\x04 \x03(\x0b\x32\x19.likewise.v1.ModelVersion\x12\x13\n\x0bmin_overlap\x18\x05 \x01(\x01\"\x87\x01\n\x1bModelServicePromoteResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\x12\x0f\n\x07overlap\x18\x02 \x01(\x01\x12\x10\n\x08\x63ompared\x18\x03 \x01(\r\x12\"\n\x06models\x18\x04 \x03(\x0b\x32\x12.likewise.v1.Model\"+\n\x1bModelServiceRollbackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"e\n\x1cModelServiceRollbackResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\x12\"\n\x06models\x18\x02 \x03(\x0b\x32\x12.likewise.v1.Model\":\n\x19ModelServiceUnloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x1c\n\x1aModelServiceUnloadResponse*\xa6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05*{\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18MODEL_KIND_IMAGE_ENCODER\x10\x01\x12\x1b\n\x17MODEL_KIND_TEXT_ENCODER\x10\x02\x12\x17\n\x13MODEL_KIND_COMPOSER\x10\x03\x32\xa4\x04\n\x0cModelService\x12S\n\x04List\x12$.likewise.v1.ModelServiceListRequest\x1a%.likewise.v1.ModelServiceListResponse\x12P\n\x03Get\x12#.likewise.v1.ModelServiceGetRequest\x1a$.likewise.v1.ModelServiceGetResponse\x12S\n\x04Load\x12$.likewise.v1.ModelServiceLoadRequest\x1a%.likewise.v1.ModelServiceLoadResponse\x12\\\n\x07Promote\x12\'.likewise.v1.ModelServicePromoteRequest\x1a(.likewise.v1.ModelServicePromoteResponse\x12_\n\x08Rollback\x12(.likewise.v1.ModelServiceRollbackRequest\x1a).likewise.v1.ModelServiceRollbackResponse\x12Y\n\x06Unload\x12&.likewise.v1.ModelServiceUnloadRequest\x1a\'.likewise.v1.ModelServiceUnloadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,38 +33,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL_FILESENTRY']._loaded_options = None
   _globals['_MODEL_FILESENTRY']._serialized_options = b'8\001'
-  _globals['_MODELSTATE']._serialized_start=1147
-  _globals['_MODELSTATE']._serialized_end=1313
-  _globals['_MODELKIND']._serialized_start=1315
-  _globals['_MODELKIND']._serialized_end=1438
+  _globals['_MODEL_COMPATIBLEWITHENTRY']._loaded_options = None
+  _globals['_MODEL_COMPATIBLEWITHENTRY']._serialized_options = b'8\001'
+  _globals['_MODELSTATE']._serialized_start=1502
+  _globals['_MODELSTATE']._serialized_end=1668
+  _globals['_MODELKIND']._serialized_start=1670
+  _globals['_MODELKIND']._serialized_end=1793
   _globals['_MODEL']._serialized_start=49
-  _globals['_MODEL']._serialized_end=335
-  _globals['_MODEL_FILESENTRY']._serialized_start=291
-  _globals['_MODEL_FILESENTRY']._serialized_end=335
-  _globals['_MODELSERVICELISTREQUEST']._serialized_start=337
-  _globals['_MODELSERVICELISTREQUEST']._serialized_end=420
-  _globals['_MODELSERVICELISTRESPONSE']._serialized_start=422
-  _globals['_MODELSERVICELISTRESPONSE']._serialized_end=509
-  _globals['_MODELSERVICEGETREQUEST']._serialized_start=511
-  _globals['_MODELSERVICEGETREQUEST']._serialized_end=583
-  _globals['_MODELSERVICEGETRESPONSE']._serialized_start=585
-  _globals['_MODELSERVICEGETRESPONSE']._serialized_end=645
-  _globals['_MODELSERVICELOADREQUEST']._serialized_start=647
-  _globals['_MODELSERVICELOADREQUEST']._serialized_end=720
-  _globals['_MODELSERVICELOADRESPONSE']._serialized_start=722
-  _globals['_MODELSERVICELOADRESPONSE']._serialized_end=783
-  _globals['_MODELSERVICEPROMOTEREQUEST']._serialized_start=785
-  _globals['_MODELSERVICEPROMOTEREQUEST']._serialized_end=859
-  _globals['_MODELSERVICEPROMOTERESPONSE']._serialized_start=861
-  _globals['_MODELSERVICEPROMOTERESPONSE']._serialized_end=942
-  _globals['_MODELSERVICEROLLBACKREQUEST']._serialized_start=944
-  _globals['_MODELSERVICEROLLBACKREQUEST']._serialized_end=987
-  _globals['_MODELSERVICEROLLBACKRESPONSE']._serialized_start=989
-  _globals['_MODELSERVICEROLLBACKRESPONSE']._serialized_end=1054
-  _globals['_MODELSERVICEUNLOADREQUEST']._serialized_start=1056
-  _globals['_MODELSERVICEUNLOADREQUEST']._serialized_end=1114
-  _globals['_MODELSERVICEUNLOADRESPONSE']._serialized_start=1116
-  _globals['_MODELSERVICEUNLOADRESPONSE']._serialized_end=1144
-  _globals['_MODELSERVICE']._serialized_start=1441
-  _globals['_MODELSERVICE']._serialized_end=1989
+  _globals['_MODEL']._serialized_end=489
+  _globals['_MODEL_FILESENTRY']._serialized_start=390
+  _globals['_MODEL_FILESENTRY']._serialized_end=434
+  _globals['_MODEL_COMPATIBLEWITHENTRY']._serialized_start=436
+  _globals['_MODEL_COMPATIBLEWITHENTRY']._serialized_end=489
+  _globals['_MODELVERSION']._serialized_start=491
+  _globals['_MODELVERSION']._serialized_end=536
+  _globals['_MODELSERVICELISTREQUEST']._serialized_start=538
+  _globals['_MODELSERVICELISTREQUEST']._serialized_end=621
+  _globals['_MODELSERVICELISTRESPONSE']._serialized_start=623
+  _globals['_MODELSERVICELISTRESPONSE']._serialized_end=710
+  _globals['_MODELSERVICEGETREQUEST']._serialized_start=712
+  _globals['_MODELSERVICEGETREQUEST']._serialized_end=784
+  _globals['_MODELSERVICEGETRESPONSE']._serialized_start=786
+  _globals['_MODELSERVICEGETRESPONSE']._serialized_end=846
+  _globals['_MODELSERVICELOADREQUEST']._serialized_start=848
+  _globals['_MODELSERVICELOADREQUEST']._serialized_end=921
+  _globals['_MODELSERVICELOADRESPONSE']._serialized_start=923
+  _globals['_MODELSERVICELOADRESPONSE']._serialized_end=984
+  _globals['_MODELSERVICEPROMOTEREQUEST']._serialized_start=987
+  _globals['_MODELSERVICEPROMOTEREQUEST']._serialized_end=1123
+  _globals['_MODELSERVICEPROMOTERESPONSE']._serialized_start=1126
+  _globals['_MODELSERVICEPROMOTERESPONSE']._serialized_end=1261
+  _globals['_MODELSERVICEROLLBACKREQUEST']._serialized_start=1263
+  _globals['_MODELSERVICEROLLBACKREQUEST']._serialized_end=1306
+  _globals['_MODELSERVICEROLLBACKRESPONSE']._serialized_start=1308
+  _globals['_MODELSERVICEROLLBACKRESPONSE']._serialized_end=1409
+  _globals['_MODELSERVICEUNLOADREQUEST']._serialized_start=1411
+  _globals['_MODELSERVICEUNLOADREQUEST']._serialized_end=1469
+  _globals['_MODELSERVICEUNLOADRESPONSE']._serialized_start=1471
+  _globals['_MODELSERVICEUNLOADRESPONSE']._serialized_end=1499
+  _globals['_MODELSERVICE']._serialized_start=1796
+  _globals['_MODELSERVICE']._serialized_end=2344
 # @@protoc_insertion_point(module_scope)

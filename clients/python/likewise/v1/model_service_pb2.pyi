@@ -30,7 +30,9 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     """In the repository, not loaded."""
     MODEL_STATE_LOADING: _ModelState.ValueType  # 2
     MODEL_STATE_READY: _ModelState.ValueType  # 3
+    """Loaded; whether it answers queries is said by in_use."""
     MODEL_STATE_DRAINING: _ModelState.ValueType  # 4
+    """Being freed: the last queries that use it are ending."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 5
     """See reason."""
 
@@ -42,7 +44,9 @@ MODEL_STATE_AVAILABLE: ModelState.ValueType  # 1
 """In the repository, not loaded."""
 MODEL_STATE_LOADING: ModelState.ValueType  # 2
 MODEL_STATE_READY: ModelState.ValueType  # 3
+"""Loaded; whether it answers queries is said by in_use."""
 MODEL_STATE_DRAINING: ModelState.ValueType  # 4
+"""Being freed: the last queries that use it are ending."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 5
 """See reason."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
@@ -93,6 +97,26 @@ class Model(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class CompatibleWithEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -103,6 +127,9 @@ class Model(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    IN_USE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    COMPATIBLE_WITH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     kind: Global___ModelKind.ValueType
@@ -117,9 +144,17 @@ class Model(_message.Message):
     """Why it failed."""
     provider: _builtins.str
     """Execution provider in use, once loaded."""
+    in_use: _builtins.bool
+    """New queries and items are encoded by this version."""
+    previous: _builtins.bool
+    """Rollback goes back to this version."""
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """File name to sha256."""
+
+    @_builtins.property
+    def compatible_with(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Digest of an older space to the leading numbers that compare with it."""
 
     def __init__(
         self,
@@ -134,14 +169,41 @@ class Model(_message.Message):
         reason: _builtins.str = ...,
         provider: _builtins.str = ...,
         files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        in_use: _builtins.bool = ...,
+        previous: _builtins.bool = ...,
+        compatible_with: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "family", b"family", "files", b"files", "kind", b"kind", "name", b"name", "provider", b"provider", "reason", b"reason", "space", b"space", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compatible_with", b"compatible_with", "dim", b"dim", "family", b"family", "files", b"files", "in_use", b"in_use", "kind", b"kind", "name", b"name", "previous", b"previous", "provider", b"provider", "reason", b"reason", "space", b"space", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelVersion(_message.Message):
+    """A version of a model, by name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
 class ModelServiceListRequest(_message.Message):
@@ -256,7 +318,7 @@ class ModelServiceLoadRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
-    """Default: the newest."""
+    """Default: the newest in the repository."""
     def __init__(
         self,
         *,
@@ -304,20 +366,30 @@ class ModelServicePromoteRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    ALSO_FIELD_NUMBER: _builtins.int
+    MIN_OVERLAP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     force: _builtins.bool
     """Skip the shadow comparison, never the space check."""
+    min_overlap: _builtins.float
+    """Least mean overlap of the shadow comparison, in [0, 1]; 0, the default, only reports it."""
+    @_builtins.property
+    def also(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
+        """Other models of the family that change at the same moment."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         version: _builtins.int = ...,
         force: _builtins.bool = ...,
+        also: _abc.Iterable[Global___ModelVersion] | None = ...,
+        min_overlap: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["also", b"also", "force", b"force", "min_overlap", b"min_overlap", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -331,19 +403,29 @@ class ModelServicePromoteResponse(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     OVERLAP_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     overlap: _builtins.float
-    """Share of top-10 hits kept in the shadow comparison."""
+    """Share of top-10 hits kept in the shadow comparison, the mean of `compared` queries."""
+    compared: _builtins.int
+    """Recent live queries that both versions answered; with 0 the overlap says nothing."""
     @_builtins.property
     def model(self) -> Global___Model: ...
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
+        """The whole family as it is in use now, by name."""
+
     def __init__(
         self,
         *,
         model: Global___Model | None = ...,
         overlap: _builtins.float = ...,
+        compared: _builtins.int = ...,
+        models: _abc.Iterable[Global___Model] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "overlap", b"overlap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared", b"compared", "model", b"model", "models", b"models", "overlap", b"overlap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -377,16 +459,24 @@ class ModelServiceRollbackResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def model(self) -> Global___Model: ...
+    def model(self) -> Global___Model:
+        """The model asked for, in the version that is in use now."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
+        """The whole family as it is in use now, by name."""
+
     def __init__(
         self,
         *,
         model: Global___Model | None = ...,
+        models: _abc.Iterable[Global___Model] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class ModelServiceStub(object):
     """Models: encoders and composers of the model repository.
+
+    The versions of a family that serve together (one of each kind, all of one space) change as one: every query takes
+    them once, when it begins, and ends with the same. What is in use is kept in the store and survives a restart.
     """
 
     def __init__(self, channel):
@@ -69,6 +72,9 @@ class ModelServiceStub(object):
 
 class ModelServiceServicer(object):
     """Models: encoders and composers of the model repository.
+
+    The versions of a family that serve together (one of each kind, all of one space) change as one: every query takes
+    them once, when it begins, and ends with the same. What is in use is kept in the store and survives a restart.
     """
 
     def List(self, request, context):
@@ -86,28 +92,62 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Load(self, request, context):
-        """Loads a version beside the one in use and warms it. UNIMPLEMENTED in this release.
+        """Reads a version from the model repository, checks its files, opens it beside the one in use and warms it. Answers do
+        not change. A version that is loaded already is told at once; one that failed is read and tried again.
+
+        | code | when | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name is empty | correct it |
+        | NOT_FOUND | MODEL_NOT_FOUND: the repositories have no such model or version | put it there, manifest last |
+        | FAILED_PRECONDITION | MODEL_FAILED: it cannot be opened, and the message says why | mend it; what is in use goes on |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Promote(self, request, context):
-        """Makes a loaded version the one in use. UNIMPLEMENTED in this release.
+        """Makes loaded versions the ones in use, at one moment for all queries that begin after it. The versions before stay
+        loaded, for Rollback; those before them are freed.
+
+        | code | when | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | a name or version is empty, a name comes twice, min_overlap is not in [0, 1] | correct it |
+        | INVALID_ARGUMENT | FAMILIES_MIXED: the models are of several families | one call for each family |
+        | NOT_FOUND | MODEL_NOT_FOUND | see Load |
+        | FAILED_PRECONDITION | MODEL_NOT_LOADED | Load it first |
+        | FAILED_PRECONDITION | SPACE_MISMATCH: the family would be of two spaces, or the new space is neither the old one nor compatible with it or with that of a gallery; metadata: got, expected | see the message: promote the models together, or fill a new gallery |
+        | FAILED_PRECONDITION | OVERLAP_TOO_LOW, NO_LIVE_QUERIES: min_overlap is not reached, or cannot be judged | force, or a lower min_overlap |
+        | FAILED_PRECONDITION | MODELS_CHANGED: something else was promoted meanwhile | look, and try again |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Goes back to the version before. UNIMPLEMENTED in this release.
+        """Goes back to the versions in use before the last Promote, all models of the family together. Nothing is compared. It
+        cannot be rolled back itself: what it leaves stays loaded, and can be promoted again.
+
+        | code | when | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name is empty | correct it |
+        | NOT_FOUND | MODEL_NOT_FOUND | see List |
+        | FAILED_PRECONDITION | NO_VERSION_BEFORE: nothing was promoted since the last rollback | Promote the version meant |
+        | FAILED_PRECONDITION | MODEL_FAILED: the version before was freed and cannot be opened again | mend it |
+        | FAILED_PRECONDITION | SPACE_MISMATCH: a gallery was made for the new space | delete that gallery, or stay |
+        | FAILED_PRECONDITION | MODELS_CHANGED | look, and try again |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Frees a version that is not in use. UNIMPLEMENTED in this release.
+        """Frees a version that is not in use, once the queries that still use it have ended. One that is not loaded is fine.
+
+        | code | when | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name or version is empty | correct it |
+        | NOT_FOUND | MODEL_NOT_FOUND | see List |
+        | FAILED_PRECONDITION | MODEL_IN_USE | promote another version first, or roll back |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,6 +196,9 @@ def add_ModelServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
     """Models: encoders and composers of the model repository.
+
+    The versions of a family that serve together (one of each kind, all of one space) change as one: every query takes
+    them once, when it begins, and ends with the same. What is in use is kept in the store and survives a restart.
     """
 
     @staticmethod

@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """Models: encoders and composers of the model repository."""
+    """Models: encoders and composers of the model repository.
+
+    The versions of a family that serve together (one of each kind, all of one space) change as one: every query takes
+    them once, when it begins, and ends with the same. What is in use is kept in the store and survives a restart.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,17 +42,59 @@ class ModelServiceStub:
     Get: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ModelServiceGetRequest, _model_service_pb2.ModelServiceGetResponse]
     """One model; NOT_FOUND when it is not there."""
     Load: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ModelServiceLoadRequest, _model_service_pb2.ModelServiceLoadResponse]
-    """Loads a version beside the one in use and warms it. UNIMPLEMENTED in this release."""
+    """Reads a version from the model repository, checks its files, opens it beside the one in use and warms it. Answers do
+    not change. A version that is loaded already is told at once; one that failed is read and tried again.
+
+    | code | when | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name is empty | correct it |
+    | NOT_FOUND | MODEL_NOT_FOUND: the repositories have no such model or version | put it there, manifest last |
+    | FAILED_PRECONDITION | MODEL_FAILED: it cannot be opened, and the message says why | mend it; what is in use goes on |
+    """
     Promote: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ModelServicePromoteRequest, _model_service_pb2.ModelServicePromoteResponse]
-    """Makes a loaded version the one in use. UNIMPLEMENTED in this release."""
+    """Makes loaded versions the ones in use, at one moment for all queries that begin after it. The versions before stay
+    loaded, for Rollback; those before them are freed.
+
+    | code | when | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | a name or version is empty, a name comes twice, min_overlap is not in [0, 1] | correct it |
+    | INVALID_ARGUMENT | FAMILIES_MIXED: the models are of several families | one call for each family |
+    | NOT_FOUND | MODEL_NOT_FOUND | see Load |
+    | FAILED_PRECONDITION | MODEL_NOT_LOADED | Load it first |
+    | FAILED_PRECONDITION | SPACE_MISMATCH: the family would be of two spaces, or the new space is neither the old one nor compatible with it or with that of a gallery; metadata: got, expected | see the message: promote the models together, or fill a new gallery |
+    | FAILED_PRECONDITION | OVERLAP_TOO_LOW, NO_LIVE_QUERIES: min_overlap is not reached, or cannot be judged | force, or a lower min_overlap |
+    | FAILED_PRECONDITION | MODELS_CHANGED: something else was promoted meanwhile | look, and try again |
+    """
     Rollback: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ModelServiceRollbackRequest, _model_service_pb2.ModelServiceRollbackResponse]
-    """Goes back to the version before. UNIMPLEMENTED in this release."""
+    """Goes back to the versions in use before the last Promote, all models of the family together. Nothing is compared. It
+    cannot be rolled back itself: what it leaves stays loaded, and can be promoted again.
+
+    | code | when | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name is empty | correct it |
+    | NOT_FOUND | MODEL_NOT_FOUND | see List |
+    | FAILED_PRECONDITION | NO_VERSION_BEFORE: nothing was promoted since the last rollback | Promote the version meant |
+    | FAILED_PRECONDITION | MODEL_FAILED: the version before was freed and cannot be opened again | mend it |
+    | FAILED_PRECONDITION | SPACE_MISMATCH: a gallery was made for the new space | delete that gallery, or stay |
+    | FAILED_PRECONDITION | MODELS_CHANGED | look, and try again |
+    """
     Unload: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ModelServiceUnloadRequest, _model_service_pb2.ModelServiceUnloadResponse]
-    """Frees a version that is not in use. UNIMPLEMENTED in this release."""
+    """Frees a version that is not in use, once the queries that still use it have ended. One that is not loaded is fine.
+
+    | code | when | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name or version is empty | correct it |
+    | NOT_FOUND | MODEL_NOT_FOUND | see List |
+    | FAILED_PRECONDITION | MODEL_IN_USE | promote another version first, or roll back |
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Models: encoders and composers of the model repository."""
+    """Models: encoders and composers of the model repository.
+
+    The versions of a family that serve together (one of each kind, all of one space) change as one: every query takes
+    them once, when it begins, and ends with the same. What is in use is kept in the store and survives a restart.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     List: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ModelServiceListRequest, _model_service_pb2.ModelServiceListResponse]  # type: ignore[assignment]
@@ -56,16 +102,58 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Get: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ModelServiceGetRequest, _model_service_pb2.ModelServiceGetResponse]  # type: ignore[assignment]
     """One model; NOT_FOUND when it is not there."""
     Load: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ModelServiceLoadRequest, _model_service_pb2.ModelServiceLoadResponse]  # type: ignore[assignment]
-    """Loads a version beside the one in use and warms it. UNIMPLEMENTED in this release."""
+    """Reads a version from the model repository, checks its files, opens it beside the one in use and warms it. Answers do
+    not change. A version that is loaded already is told at once; one that failed is read and tried again.
+
+    | code | when | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name is empty | correct it |
+    | NOT_FOUND | MODEL_NOT_FOUND: the repositories have no such model or version | put it there, manifest last |
+    | FAILED_PRECONDITION | MODEL_FAILED: it cannot be opened, and the message says why | mend it; what is in use goes on |
+    """
     Promote: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ModelServicePromoteRequest, _model_service_pb2.ModelServicePromoteResponse]  # type: ignore[assignment]
-    """Makes a loaded version the one in use. UNIMPLEMENTED in this release."""
+    """Makes loaded versions the ones in use, at one moment for all queries that begin after it. The versions before stay
+    loaded, for Rollback; those before them are freed.
+
+    | code | when | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | a name or version is empty, a name comes twice, min_overlap is not in [0, 1] | correct it |
+    | INVALID_ARGUMENT | FAMILIES_MIXED: the models are of several families | one call for each family |
+    | NOT_FOUND | MODEL_NOT_FOUND | see Load |
+    | FAILED_PRECONDITION | MODEL_NOT_LOADED | Load it first |
+    | FAILED_PRECONDITION | SPACE_MISMATCH: the family would be of two spaces, or the new space is neither the old one nor compatible with it or with that of a gallery; metadata: got, expected | see the message: promote the models together, or fill a new gallery |
+    | FAILED_PRECONDITION | OVERLAP_TOO_LOW, NO_LIVE_QUERIES: min_overlap is not reached, or cannot be judged | force, or a lower min_overlap |
+    | FAILED_PRECONDITION | MODELS_CHANGED: something else was promoted meanwhile | look, and try again |
+    """
     Rollback: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ModelServiceRollbackRequest, _model_service_pb2.ModelServiceRollbackResponse]  # type: ignore[assignment]
-    """Goes back to the version before. UNIMPLEMENTED in this release."""
+    """Goes back to the versions in use before the last Promote, all models of the family together. Nothing is compared. It
+    cannot be rolled back itself: what it leaves stays loaded, and can be promoted again.
+
+    | code | when | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name is empty | correct it |
+    | NOT_FOUND | MODEL_NOT_FOUND | see List |
+    | FAILED_PRECONDITION | NO_VERSION_BEFORE: nothing was promoted since the last rollback | Promote the version meant |
+    | FAILED_PRECONDITION | MODEL_FAILED: the version before was freed and cannot be opened again | mend it |
+    | FAILED_PRECONDITION | SPACE_MISMATCH: a gallery was made for the new space | delete that gallery, or stay |
+    | FAILED_PRECONDITION | MODELS_CHANGED | look, and try again |
+    """
     Unload: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ModelServiceUnloadRequest, _model_service_pb2.ModelServiceUnloadResponse]  # type: ignore[assignment]
-    """Frees a version that is not in use. UNIMPLEMENTED in this release."""
+    """Frees a version that is not in use, once the queries that still use it have ended. One that is not loaded is fine.
+
+    | code | when | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the name or version is empty | correct it |
+    | NOT_FOUND | MODEL_NOT_FOUND | see List |
+    | FAILED_PRECONDITION | MODEL_IN_USE | promote another version first, or roll back |
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Models: encoders and composers of the model repository."""
+    """Models: encoders and composers of the model repository.
+
+    The versions of a family that serve together (one of each kind, all of one space) change as one: every query takes
+    them once, when it begins, and ends with the same. What is in use is kept in the store and survives a restart.
+    """
 
     @_abc_1.abstractmethod
     def List(
@@ -89,7 +177,15 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ModelServiceLoadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ModelServiceLoadResponse, _abc.Awaitable[_model_service_pb2.ModelServiceLoadResponse]]:
-        """Loads a version beside the one in use and warms it. UNIMPLEMENTED in this release."""
+        """Reads a version from the model repository, checks its files, opens it beside the one in use and warms it. Answers do
+        not change. A version that is loaded already is told at once; one that failed is read and tried again.
+
+        | code | when | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name is empty | correct it |
+        | NOT_FOUND | MODEL_NOT_FOUND: the repositories have no such model or version | put it there, manifest last |
+        | FAILED_PRECONDITION | MODEL_FAILED: it cannot be opened, and the message says why | mend it; what is in use goes on |
+        """
 
     @_abc_1.abstractmethod
     def Promote(
@@ -97,7 +193,19 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ModelServicePromoteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ModelServicePromoteResponse, _abc.Awaitable[_model_service_pb2.ModelServicePromoteResponse]]:
-        """Makes a loaded version the one in use. UNIMPLEMENTED in this release."""
+        """Makes loaded versions the ones in use, at one moment for all queries that begin after it. The versions before stay
+        loaded, for Rollback; those before them are freed.
+
+        | code | when | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | a name or version is empty, a name comes twice, min_overlap is not in [0, 1] | correct it |
+        | INVALID_ARGUMENT | FAMILIES_MIXED: the models are of several families | one call for each family |
+        | NOT_FOUND | MODEL_NOT_FOUND | see Load |
+        | FAILED_PRECONDITION | MODEL_NOT_LOADED | Load it first |
+        | FAILED_PRECONDITION | SPACE_MISMATCH: the family would be of two spaces, or the new space is neither the old one nor compatible with it or with that of a gallery; metadata: got, expected | see the message: promote the models together, or fill a new gallery |
+        | FAILED_PRECONDITION | OVERLAP_TOO_LOW, NO_LIVE_QUERIES: min_overlap is not reached, or cannot be judged | force, or a lower min_overlap |
+        | FAILED_PRECONDITION | MODELS_CHANGED: something else was promoted meanwhile | look, and try again |
+        """
 
     @_abc_1.abstractmethod
     def Rollback(
@@ -105,7 +213,18 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ModelServiceRollbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ModelServiceRollbackResponse, _abc.Awaitable[_model_service_pb2.ModelServiceRollbackResponse]]:
-        """Goes back to the version before. UNIMPLEMENTED in this release."""
+        """Goes back to the versions in use before the last Promote, all models of the family together. Nothing is compared. It
+        cannot be rolled back itself: what it leaves stays loaded, and can be promoted again.
+
+        | code | when | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name is empty | correct it |
+        | NOT_FOUND | MODEL_NOT_FOUND | see List |
+        | FAILED_PRECONDITION | NO_VERSION_BEFORE: nothing was promoted since the last rollback | Promote the version meant |
+        | FAILED_PRECONDITION | MODEL_FAILED: the version before was freed and cannot be opened again | mend it |
+        | FAILED_PRECONDITION | SPACE_MISMATCH: a gallery was made for the new space | delete that gallery, or stay |
+        | FAILED_PRECONDITION | MODELS_CHANGED | look, and try again |
+        """
 
     @_abc_1.abstractmethod
     def Unload(
@@ -113,6 +232,13 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ModelServiceUnloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ModelServiceUnloadResponse, _abc.Awaitable[_model_service_pb2.ModelServiceUnloadResponse]]:
-        """Frees a version that is not in use. UNIMPLEMENTED in this release."""
+        """Frees a version that is not in use, once the queries that still use it have ended. One that is not loaded is fine.
+
+        | code | when | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the name or version is empty | correct it |
+        | NOT_FOUND | MODEL_NOT_FOUND | see List |
+        | FAILED_PRECONDITION | MODEL_IN_USE | promote another version first, or roll back |
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

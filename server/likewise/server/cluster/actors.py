@@ -37,6 +37,14 @@ class Started:
     models: tuple[bytes, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request: a message, serialised, or why there is none."""
+
+    content: bytes = b""
+    failure: str = ""
+
+
 class PartActor:
     """One part. All methods are control plane: calls to the part itself go to its gRPC server.
 
@@ -87,6 +95,24 @@ class PartActor:
             _log.exception("%s does not take the new description", self._name)
             return f"{type(error).__name__}: {error}"
         return ""
+
+    async def load(self, name: str, version: int) -> Answer:
+        """See `PlacedPart.load`; answers with a `ModelRoute`."""
+        try:
+            route = await self._host.load(name, version)
+        except Exception as error:
+            _log.exception("%s cannot load %s/%d", self._name, name, version)
+            return Answer(failure=f"{type(error).__name__}: {error}")
+        return Answer(route.SerializeToString())
+
+    async def unload(self, name: str, version: int) -> Answer:
+        """See `PlacedPart.unload`."""
+        try:
+            await self._host.unload(name, version)
+        except Exception as error:
+            _log.exception("%s cannot unload %s/%d", self._name, name, version)
+            return Answer(failure=f"{type(error).__name__}: {error}")
+        return Answer()
 
     async def stop(self, grace_s: float, discard: bool) -> None:
         """Finish running calls and close the part; see `PlacedPart.stop`."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from likewise.server.errors import AlreadyExists, NotFound
 from likewise.shards.lock import StoreLock, StoreLocked
@@ -60,6 +61,14 @@ class StoreCatalogue:
     def version(self, name: str) -> int:
         """See `Catalogue.version`."""
         return self._store.open(name).version
+
+    def read_document(self, name: str) -> Any:
+        """See `Catalogue.read_document`."""
+        return self._store.read_document(name)
+
+    def write_document(self, name: str, value: Any) -> None:
+        """See `Catalogue.write_document`."""
+        self._store.write_document(name, value)
 
     def serving_at(self, address: str) -> None:
         """Say in the store's lock where the galleries are served, for whoever finds it taken."""

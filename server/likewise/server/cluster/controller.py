@@ -10,9 +10,12 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
 
+from likewise.export.manifest import Manifest
 from likewise.internal.v1 import controller_service_pb2 as pb
+from likewise.server.cluster.encoder_fleet import EncoderFleet
 from likewise.server.cluster.parts import EncoderPart, Part, Placement, ShardPart, WriterPart
 from likewise.server.cluster.routing import Board
 from likewise.server.cluster.supervisor import Supervisor
@@ -48,6 +51,14 @@ class Catalogue(Protocol):
         """Newest committed store version of a gallery."""
         ...
 
+    def read_document(self, name: str) -> Any:
+        """A JSON document beside the galleries; None if there is none."""
+        ...
+
+    def write_document(self, name: str, value: Any) -> None:
+        """Replace it; durable when this returns."""
+        ...
+
     def close(self) -> None:
         """Give the store back."""
         ...
@@ -77,35 +88,47 @@ class Controller:
     Args:
         catalogue: The store's galleries.
         placement: Where parts run.
-        models: Models to serve, without addresses; none for a cluster of vectors only.
+        models: Every model version of the repositories; none for a cluster of vectors only.
+        folders: The repositories, to find further versions in.
         replicas: Of each model family's encoders.
 
     Attributes:
         board: The routing table.
+        models: The encoders and their versions.
     """
 
     def __init__(
-        self, catalogue: Catalogue, placement: Placement, *, models: Sequence[pb.ModelRoute] = (), replicas: int = 1
+        self,
+        catalogue: Catalogue,
+        placement: Placement,
+        *,
+        models: Sequence[Manifest] = (),
+        folders: Sequence[Path] = (),
+        replicas: int = 1,
     ) -> None:
         self.board = Board(first_version=time.time_ns() // 1_000_000)
         self._catalogue = catalogue
         self._placement = placement
-        self._models = list(models)
-        families = sorted({route.model.family for route in models})
-        self._encoder_parts = [EncoderPart(family, replica) for family in families for replica in range(replicas)]
+        self.models = EncoderFleet(
+            catalogue,
+            supervise=self._supervise,
+            publish=self._publish,
+            manifests=models,
+            folders=folders,
+            replicas=replicas,
+        )
         self._galleries: dict[str, _Placed] = {}
-        self._encoders: list[Supervisor] = []
         self._changing = asyncio.Lock()
         self._follows: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Take up the store's galleries and the encoders; returns at once, parts come up one by one."""
-        self._encoders = [self._supervise(part) for part in self._encoder_parts]
+        await self.models.start()
         for spec in await self._blocking(self._catalogue.specs):
             version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
             self._galleries[spec.name] = self._place(spec, version)
         self._publish()
-        supervised = [*self._encoders, *(part for placed in self._galleries.values() for part in placed.parts)]
+        supervised = [*self.models.supervisors, *(part for placed in self._galleries.values() for part in placed.parts)]
         await self._placement.prune({supervisor.part.name for supervisor in supervised})
 
     async def create(self, spec: GallerySpec) -> gallery_service_pb2.Gallery:
@@ -172,7 +195,8 @@ class Controller:
 
     async def close(self, *, stop_parts: bool) -> None:
         """Stop looking after the parts; with `stop_parts`, end them as well."""
-        parts = [*self._encoders, *(part for placed in self._galleries.values() for part in placed.parts)]
+        await self.models.close()
+        parts = [*self.models.supervisors, *(part for placed in self._galleries.values() for part in placed.parts)]
         if stop_parts:
             await self._stop(parts, discard=False)
         else:
@@ -252,6 +276,8 @@ class Controller:
 
     def _changed(self, changed: Supervisor) -> None:
         """A part came up or went: tell the routers, and the gallery's writer where its shards are."""
+        if isinstance(changed.part, EncoderPart):
+            self.models.changed(changed)
         self._publish()
         for placed in self._galleries.values():
             if changed in placed.parts and changed.serving is not None:
@@ -281,7 +307,7 @@ class Controller:
             )
             for _, placed in sorted(self._galleries.items())
         ]
-        self.board.publish(galleries, _model_routes(self._encoders, self._models))
+        self.board.publish(galleries, self.models.routes(), self.models.families())
 
     async def _blocking(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(None, call)
@@ -289,20 +315,6 @@ class Controller:
 
 def _addresses(replicas: Iterable[Supervisor]) -> list[str]:
     return [replica.serving.address for replica in replicas if replica.serving is not None]
-
-
-def _model_routes(encoders: Iterable[Supervisor], known: Iterable[pb.ModelRoute]) -> list[pb.ModelRoute]:
-    """Every known model with the addresses of the encoders that have it now, described as they describe it."""
-    routes = {(r.model.name, r.model.version): pb.ModelRoute(model=r.model, manifest=r.manifest) for r in known}
-    for encoder in encoders:
-        for model in encoder.serving.models if encoder.serving else ():
-            key = (model.model.name, model.model.version)
-            route = routes.setdefault(key, pb.ModelRoute())
-            route.model.CopyFrom(model.model)
-            route.manifest = model.manifest
-            if encoder.serving is not None:
-                route.addresses.append(encoder.serving.address)
-    return [routes[key] for key in sorted(routes)]
 
 
 def _valid(spec: GallerySpec) -> GallerySpec:

@@ -10,8 +10,9 @@ from likewise.internal.v1 import controller_service_pb2_grpc as pb_grpc
 from likewise.server.cluster.catalogue import StoreCatalogue
 from likewise.server.cluster.controller import Controller
 from likewise.server.cluster.controller_servicer import ControllerServicer
-from likewise.server.cluster.hosts import HostOptions, known_models
+from likewise.server.cluster.hosts import HostOptions
 from likewise.server.cluster.ray_placement import RayPlacement, Resources
+from likewise.server.model_folders import read_repositories
 from likewise.server.remote.channels import Endpoint
 
 _log = logging.getLogger(__name__)
@@ -89,12 +90,18 @@ class ControllerActor:
 
     async def _start(self) -> str:
         options = self._options
-        models = await asyncio.to_thread(known_models, options.host.models)
+        repositories = await asyncio.to_thread(read_repositories, options.host.models)
         if self._catalogue is None:
             uri = options.host.store.uri
             self._catalogue = await asyncio.to_thread(StoreCatalogue, uri, lock_wait_s=options.lock_wait_s)
         placement = RayPlacement(options.host, options.resources, namespace=options.namespace)
-        self._controller = Controller(self._catalogue, placement, models=models, replicas=options.encoder_replicas)
+        self._controller = Controller(
+            self._catalogue,
+            placement,
+            models=[model.manifest for repository in repositories for model in repository.models],
+            folders=[repository.path for repository in repositories],
+            replicas=options.encoder_replicas,
+        )
         await self._controller.start()
         self._endpoint = Endpoint(
             options.host.listen or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]

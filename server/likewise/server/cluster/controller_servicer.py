@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.internal.v1 import controller_service_pb2_grpc as pb_grpc
 from likewise.server.cluster.controller import Controller
+from likewise.server.cluster.model_messages import recorded_of, versions_of
 from likewise.server.remote.channels import Context
 from likewise.shards import spec as specs
 from likewise.v1 import gallery_service_pb2
@@ -33,6 +34,22 @@ class ControllerServicer(pb_grpc.ControllerServiceServicer):
         """See the proto."""
         await self._controller.delete(request.name)
         return pb.DeleteGalleryResponse()
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
+        """See the proto."""
+        version = request.version if request.HasField("version") else None
+        return pb.LoadModelResponse(model=await self._controller.models.load(request.name, version))
+
+    async def SwitchModels(self, request: pb.SwitchModelsRequest, context: Context) -> pb.SwitchModelsResponse:
+        """See the proto."""
+        expected = versions_of(request.expected) if request.HasField("expected") else None
+        await self._controller.models.switch(request.family.name, recorded_of(request.family), expected=expected)
+        return pb.SwitchModelsResponse()
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        """See the proto."""
+        await self._controller.models.unload(request.name, request.version)
+        return pb.UnloadModelResponse()
 
 
 def _spec(message: gallery_service_pb2.GallerySpec) -> specs.GallerySpec:

@@ -2,22 +2,23 @@
 
 import asyncio
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from likewise.export.manifest import Manifest, Repository
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.internal.v1 import shard_service_pb2_grpc, writer_service_pb2_grpc
 from likewise.server.batcher import BatchLimits
+from likewise.server.cluster.model_messages import model_route
 from likewise.server.cluster.parts import EncoderPart, Part, Serving, ShardPart, WriterPart
-from likewise.server.errors import ServiceError
+from likewise.server.errors import ServiceError, Unavailable
 from likewise.server.galleries import CACHE_FOLDER, StoreOptions
+from likewise.server.graphs import open_graph
 from likewise.server.images import ImageLimits
-from likewise.server.models import OnnxModels, read_repositories
+from likewise.server.model_folders import read_repositories
+from likewise.server.model_versions import ModelVersions
 from likewise.server.remote.channels import Channels, Endpoint
 from likewise.server.remote.delta_sink import RemoteSink
 from likewise.server.remote.inference_servicer import InferenceServicer
@@ -35,11 +36,9 @@ from likewise.shards.store import GalleryNotFound, Store, local_folder
 from likewise.shards.writer import GalleryWriter
 from likewise.v1 import model_service_pb2
 
-_KINDS: Final = {
-    "image_encoder": model_service_pb2.MODEL_KIND_IMAGE_ENCODER,
-    "text_encoder": model_service_pb2.MODEL_KIND_TEXT_ENCODER,
-    "composer": model_service_pb2.MODEL_KIND_COMPOSER,
-}
+QUIET_S: Final = 2.0
+"""Without a call for so long, no query that began before a version went out of use is still under way: a query calls
+its encoder and its composer one right after the other."""
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +87,14 @@ class Host(Protocol):
         """See `PlacedPart.update`."""
         ...
 
+    async def load(self, name: str, version: int) -> pb.ModelRoute:
+        """See `PlacedPart.load`."""
+        ...
+
+    async def unload(self, name: str, version: int) -> None:
+        """See `PlacedPart.unload`."""
+        ...
+
     async def stop(self, *, grace_s: float, discard: bool) -> None:
         """See `PlacedPart.stop`."""
         ...
@@ -102,31 +109,6 @@ def make_host(part: Part, options: HostOptions) -> Host:
             return WriterHost(part, options)
         case EncoderPart():
             return EncoderHost(part, options)
-
-
-def known_models(folders: Sequence[Path]) -> tuple[pb.ModelRoute, ...]:
-    """Every model of the built-in repository and of `folders`, without addresses. Blocking; opens none.
-
-    Raises:
-        ModelsError: If a folder is no model repository.
-    """
-    return tuple(
-        pb.ModelRoute(
-            model=model_service_pb2.Model(
-                name=of.name,
-                version=of.version,
-                kind=_KINDS[of.kind],
-                family=of.family,
-                dim=of.dim,
-                space=of.space,
-                state=model_service_pb2.MODEL_STATE_LOADING,
-                files=dict(of.files),
-            ),
-            manifest=_text(of),
-        )
-        for repository in read_repositories(folders)
-        for of in (model.manifest for model in repository.models)
-    )
 
 
 class ShardHost:
@@ -167,6 +149,14 @@ class ShardHost:
         """See `Host.update`."""
         if self._shard is not None:
             await self._shard.update(dataclasses.replace(spec, shards=self._part.spec.shards))
+
+    async def load(self, name: str, version: int) -> pb.ModelRoute:
+        """Only encoders have models."""
+        raise NotImplementedError(f"{self._part.name} has no models. This is a bug.")
+
+    async def unload(self, name: str, version: int) -> None:
+        """Only encoders have models."""
+        raise NotImplementedError(f"{self._part.name} has no models. This is a bug.")
 
     async def stop(self, *, grace_s: float, discard: bool) -> None:
         """See `Host.stop`."""
@@ -226,6 +216,14 @@ class WriterHost:
         if self._writer is not None and self._writer.spec != spec:
             await self._writer.update_spec(spec)
 
+    async def load(self, name: str, version: int) -> pb.ModelRoute:
+        """Only encoders have models."""
+        raise NotImplementedError(f"{self._part.name} has no models. This is a bug.")
+
+    async def unload(self, name: str, version: int) -> None:
+        """Only encoders have models."""
+        raise NotImplementedError(f"{self._part.name} has no models. This is a bug.")
+
     async def stop(self, *, grace_s: float, discard: bool) -> None:
         """See `Host.stop`; what waits is committed."""
         await self._endpoint.stop(grace_s=grace_s)
@@ -247,35 +245,31 @@ class WriterHost:
 
 
 class EncoderHost:
-    """The models of one family."""
+    """The models of one family: the versions that the controller asks for, and no others."""
 
     def __init__(self, part: EncoderPart, options: HostOptions) -> None:
         self._part = part
         self._options = options
         self._endpoint = Endpoint(options.listen)
-        self._models: OnnxModels | None = None
-        self._serving: Serving | None = None
+        self._models: ModelVersions | None = None
+        self._address = ""
 
     async def start(self) -> Serving:
-        """See `Host.start`. A model that cannot be opened is served all the same: it says why to whoever calls it."""
-        if self._serving is None:
-            options, family = self._options, self._part.family
-            repositories = await asyncio.to_thread(read_repositories, options.models)
-            self._models = OnnxModels(
-                repositories,
+        """See `Host.start`."""
+        if self._models is None:
+            options = self._options
+            self._models = ModelVersions(
+                await asyncio.to_thread(read_repositories, options.models),
                 runtime=Runtime(threads=options.threads),
                 batch=options.batch,
                 images=options.images,
                 workers=options.threads,
+                open_graph=open_graph,
             )
-            try:
-                await self._models.load([family])
-            except ServiceError as error:
-                _log.error("family %s: %s", family, error)
-            InferenceServicer([self._models.family(family)]).register(self._endpoint.server)
-            routes = _routes(self._models.models(), repositories, family)
-            self._serving = Serving(await self._endpoint.start(), routes)
-        return self._serving
+            InferenceServicer(self._models).register(self._endpoint.server)
+            self._address = await self._endpoint.start()
+        ready = [model for model in self._models.models() if model.state == model_service_pb2.MODEL_STATE_READY]
+        return Serving(self._address, tuple(self._route(model) for model in ready))
 
     async def follow(self, shards: Sequence[Sequence[str]]) -> None:
         """Encoders follow nobody."""
@@ -283,11 +277,43 @@ class EncoderHost:
     async def update(self, spec: GallerySpec) -> None:
         """Encoders know no gallery."""
 
+    async def load(self, name: str, version: int) -> pb.ModelRoute:
+        """See `PlacedPart.load`. A version that cannot be opened says why to whoever calls it."""
+        try:
+            await self._versions.load(name, version)
+        except ServiceError as error:
+            _log.error("%s/%d: %s", name, version, error)
+            if all((model.name, model.version) != (name, version) for model in self._versions.models()):
+                # Its manifest cannot be read on this node.
+                failed = model_service_pb2.Model(name=name, version=version, family=self._part.family)
+                failed.state, failed.reason = model_service_pb2.MODEL_STATE_FAILED, str(error)
+                return pb.ModelRoute(model=failed)
+        return self._route(self._versions.slot((name, version)).describe())
+
+    async def unload(self, name: str, version: int) -> None:
+        """See `PlacedPart.unload`. Routers do not say when their last query with a version has ended: silence does."""
+        key = (name, version)
+        left = QUIET_S - self._versions.slot(key).idle_s
+        while left > 0:
+            await asyncio.sleep(left)
+            left = QUIET_S - self._versions.slot(key).idle_s
+        if self._versions.slot(key).state != model_service_pb2.MODEL_STATE_AVAILABLE:
+            await asyncio.shield(self._versions.free(key))
+
     async def stop(self, *, grace_s: float, discard: bool) -> None:
         """See `Host.stop`."""
         await self._endpoint.stop(grace_s=grace_s)
         if self._models is not None:
             await self._models.close()
+
+    @property
+    def _versions(self) -> ModelVersions:
+        if self._models is None:
+            raise Unavailable(f"{self._part.name} is not up yet", retry_after_s=1.0)
+        return self._models
+
+    def _route(self, model: model_service_pb2.Model) -> pb.ModelRoute:
+        return model_route(self._versions.slot((model.name, model.version)).manifest, model)
 
 
 def _open(options: HostOptions, wanted: GallerySpec) -> GalleryStore:
@@ -296,22 +322,3 @@ def _open(options: HostOptions, wanted: GallerySpec) -> GalleryStore:
     if gallery.spec.gallery_id != wanted.gallery_id:
         raise GalleryNotFound(f"gallery {wanted.name!r} is {gallery.spec.gallery_id} now, not {wanted.gallery_id}")
     return gallery
-
-
-def _routes(
-    models: Sequence[model_service_pb2.Model], repositories: Sequence[Repository], family: str
-) -> tuple[pb.ModelRoute, ...]:
-    texts = {
-        (model.manifest.name, model.manifest.version): _text(model.manifest)
-        for repository in repositories
-        for model in repository.models
-    }
-    return tuple(
-        pb.ModelRoute(model=model, manifest=texts[model.name, model.version])
-        for model in models
-        if model.family == family
-    )
-
-
-def _text(manifest: Manifest) -> str:
-    return json.dumps(dataclasses.asdict(manifest))

@@ -56,7 +56,7 @@ class Serving:
 
     Attributes:
         address: host:port of its gRPC server.
-        models: For encoders, the models it has, without addresses.
+        models: For encoders, the versions that are open already, without addresses.
     """
 
     address: str
@@ -87,6 +87,22 @@ class PlacedPart(Protocol):
 
         Raises:
             Exception: If it cannot; nothing has changed then.
+        """
+        ...
+
+    async def load(self, name: str, version: int) -> pb.ModelRoute:
+        """Encoders only: open a version beside the others; says how it came out, READY or FAILED with the reason.
+
+        Raises:
+            Exception: If the part cannot be asked.
+        """
+        ...
+
+    async def unload(self, name: str, version: int) -> None:
+        """Encoders only: free a version once nobody calls it any more; one that is not open is left alone.
+
+        Raises:
+            Exception: If the part cannot be asked.
         """
         ...
 

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from likewise.internal.v1 import controller_service_pb2 as pb
-from likewise.server.cluster.actors import RemotePart, Started
+from likewise.server.cluster.actors import Answer, RemotePart, Started
 from likewise.server.cluster.hosts import HostOptions
 from likewise.server.cluster.parts import EncoderPart, Part, PlacedPart, Serving, ShardPart
 from likewise.shards.spec import GallerySpec
@@ -144,6 +144,21 @@ class RayPart:
             failure: str = await self._actor.update.remote(spec)
         if failure:
             raise PartFailed(failure)
+
+    async def load(self, name: str, version: int) -> pb.ModelRoute:
+        """See `PlacedPart.load`."""
+        async with asyncio.timeout(START_S):
+            answer: Answer = await self._actor.load.remote(name, version)
+        if answer.failure:
+            raise PartFailed(answer.failure)
+        return pb.ModelRoute.FromString(answer.content)
+
+    async def unload(self, name: str, version: int) -> None:
+        """See `PlacedPart.unload`."""
+        async with asyncio.timeout(START_S):
+            answer: Answer = await self._actor.unload.remote(name, version)
+        if answer.failure:
+            raise PartFailed(answer.failure)
 
     async def stop(self, *, grace_s: float, discard: bool) -> None:
         """See `PlacedPart.stop`."""

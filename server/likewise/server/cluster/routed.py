@@ -1,7 +1,6 @@
-"""`Galleries` and `Models` of a router: stubs whose routes follow the controller's table."""
+"""`Galleries` of a router: stubs whose routes follow the controller's table."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,38 +8,25 @@ from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.internal.v1 import shard_service_pb2_grpc, writer_service_pb2_grpc
 from likewise.server.cluster.follower import Follower
 from likewise.server.errors import NotFound, Unavailable
-from likewise.server.protocols import Family, GalleryHandle
+from likewise.server.protocols import GalleryHandle
 from likewise.server.remote.channels import Channels
-from likewise.server.remote.inference_stub import (
-    InferenceRoute,
-    InferenceStub,
-    RemoteComposer,
-    RemoteImageEncoder,
-    RemoteTextEncoder,
-)
 from likewise.server.remote.shard_stub import ShardRoute, ShardStub
 from likewise.server.remote.writer_stub import WriterRoute, WriterStub
+from likewise.server.replicas.replica_set import ReplicaSet
 from likewise.server.validate import shown
 from likewise.shards import spec as specs
 from likewise.shards.spec import GallerySpec
-from likewise.v1 import common_pb2, model_service_pb2
 
 _NAMES_SHOWN: Final = 20
-
-_KINDS: Final = {
-    model_service_pb2.MODEL_KIND_IMAGE_ENCODER: "image_encoder",
-    model_service_pb2.MODEL_KIND_TEXT_ENCODER: "text_encoder",
-    model_service_pb2.MODEL_KIND_COMPOSER: "composer",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class _Routed:
-    """A gallery's handle with the routes of its parts."""
+    """A gallery's handle with what leads to its parts."""
 
     handle: GalleryHandle
     writer: WriterRoute
-    shards: tuple[ShardRoute, ...]
+    shards: tuple[ReplicaSet, ...]
 
     def move(self, route: pb.GalleryRoute) -> None:
         self.writer.move([route.writer] if route.writer else [])
@@ -127,72 +113,25 @@ class RoutedGalleries:
         writer: WriterRoute = WriterRoute(
             f"the writer of gallery {spec.name!r}", self._channels, writer_service_pb2_grpc.WriterServiceStub
         )
-        shards = tuple(
-            ShardRoute(
-                f"shard {number} of gallery {spec.name!r}", self._channels, shard_service_pb2_grpc.ShardServiceStub
-            )
-            for number in range(spec.shards)
-        )
-        stubs = tuple(ShardStub(route, gallery_id=spec.gallery_id, shard=number) for number, route in enumerate(shards))
-        handle = GalleryHandle(spec, stubs, WriterStub(writer, gallery_id=spec.gallery_id))
+        known = self._galleries.get(spec.name)
+        if known is not None and _same_parts(known.handle.spec, spec):
+            shards = known.shards  # what is known of the replicas stays known
+        else:
+            shards = tuple(self._replicas(spec, number) for number in range(spec.shards))
+        handle = GalleryHandle(spec, shards, WriterStub(writer, gallery_id=spec.gallery_id))
         return _Routed(handle, writer, shards)
 
+    def _replicas(self, spec: GallerySpec, number: int) -> ReplicaSet:
+        """One shard of a gallery, over whatever replicas the table will say it has."""
+        what = f"shard {number} of gallery {spec.name!r}"
 
-class RoutedModels:
-    """`Models` of a cluster."""
+        def connect(address: str) -> ShardStub:
+            # One address a route: a stub splits large calls, and the halves must not come from two replicas.
+            route = ShardRoute(what, self._channels, shard_service_pb2_grpc.ShardServiceStub, addresses=[address])
+            return ShardStub(route, gallery_id=spec.gallery_id, shard=number)
 
-    def __init__(self, channels: Channels) -> None:
-        self._channels = channels
-        self._routes: dict[tuple[str, int], InferenceRoute] = {}
-        self._families: dict[str, Family] = {}
-        self._models: list[model_service_pb2.Model] = []
-
-    def take(self, table: pb.RoutingTable) -> None:
-        """Follow a new table."""
-        routes: dict[tuple[str, int], InferenceRoute] = {}
-        families: dict[str, Family] = {}
-        for entry in table.models:
-            model = entry.model
-            key = (model.name, model.version)
-            route = routes[key] = self._routes.get(key) or InferenceRoute(
-                f"model {model.name}/{model.version}", self._channels, InferenceStub
-            )
-            route.move(entry.addresses)
-            # Entries come by name, then version: of each kind the newest version stays.
-            families[model.family] = self._extended(families.get(model.family), entry, route)
-        self._routes = routes
-        self._families = families
-        self._models = [entry.model for entry in table.models]
-
-    def family(self, name: str) -> Family:
-        """See `Models.family`."""
-        try:
-            return self._families[name]
-        except KeyError:
-            known = ", ".join(sorted(self._families)) or "none"
-            raise NotFound(
-                f"no models of the name {name!r}; there are: {known}", reason="MODEL_NOT_FOUND", metadata={"name": name}
-            ) from None
-
-    def models(self) -> Sequence[model_service_pb2.Model]:
-        """See `Models.models`."""
-        return self._models
-
-    def _extended(self, family: Family | None, entry: pb.ModelRoute, route: InferenceRoute) -> Family:
-        model = entry.model
-        ref = common_pb2.ModelRef(name=model.name, version=model.version, kind=_KINDS[model.kind], space=model.space)
-        image = family.image if family is not None else None
-        text = family.text if family is not None else None
-        composer = family.composer if family is not None else None
-        if model.kind == model_service_pb2.MODEL_KIND_IMAGE_ENCODER:
-            image = RemoteImageEncoder(route, ref)
-        elif model.kind == model_service_pb2.MODEL_KIND_TEXT_ENCODER:
-            text = RemoteTextEncoder(route, ref)
-        else:
-            composer = RemoteComposer(route, ref, templates=_templates(entry.manifest))
-        return Family(name=model.family, space=model.space, dim=model.dim, image=image, text=text, composer=composer)
+        return ReplicaSet(what, connect)
 
 
-def _templates(manifest: str) -> Mapping[str, str]:
-    templates: Mapping[str, str] = json.loads(manifest)["condition_templates"]
-    return templates
+def _same_parts(old: GallerySpec, new: GallerySpec) -> bool:
+    return (old.gallery_id, old.shards) == (new.gallery_id, new.shards)

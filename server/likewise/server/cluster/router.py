@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.server.cluster.follower import Follower
-from likewise.server.cluster.routed import RoutedGalleries, RoutedModels
+from likewise.server.cluster.routed import RoutedGalleries
+from likewise.server.cluster.routed_models import RoutedModels
 from likewise.server.remote.channels import Channels
 
 
@@ -26,6 +27,7 @@ class Routing:
         self.models = RoutedModels(self._channels)
         self._follower = Follower(resolve, self._channels, self._take)
         self.galleries.follow(self._follower)
+        self.models.follow(self._follower)
 
     async def start(self, *, timeout_s: float) -> None:
         """Follow the controller; returns when every part it lists is up.
@@ -43,10 +45,11 @@ class Routing:
         await self._channels.close()
 
     def _take(self, table: pb.RoutingTable) -> None:
-        self.galleries.take(table)
+        # Models first: a gallery that was made for a new line-up is never seen without it.
         self.models.take(table)
+        self.galleries.take(table)
 
 
 def _complete(table: pb.RoutingTable) -> bool:
     galleries = all(g.writer and all(shard.addresses for shard in g.shards) for g in table.galleries)
-    return galleries and all(model.addresses for model in table.models)
+    return galleries and all(model.addresses for model in table.models if model.model.in_use)

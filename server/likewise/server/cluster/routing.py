@@ -23,9 +23,14 @@ class Board:
         """The newest table; not to be changed."""
         return self._table
 
-    def publish(self, galleries: Iterable[pb.GalleryRoute], models: Iterable[pb.ModelRoute]) -> None:
+    def publish(
+        self,
+        galleries: Iterable[pb.GalleryRoute],
+        models: Iterable[pb.ModelRoute],
+        families: Iterable[pb.FamilyRoute] = (),
+    ) -> None:
         """Show a new table with a new version, unless it says the same as the one shown."""
-        table = pb.RoutingTable(version=self._table.version, galleries=galleries, models=models)
+        table = pb.RoutingTable(version=self._table.version, galleries=galleries, models=models, families=families)
         if table == self._table:
             return
         table.version += 1

@@ -106,6 +106,7 @@ async def _serve(settings: Settings, cluster: RayCluster, options: ClusterOption
         galleries=routing.galleries,
         parts=(_ClusterPart(cluster, routing, timeout_s=options.start_timeout_s),),
         announce=cluster.serving_at,
+        versions=routing.models,
     )
     await serve(server, note=f", store {settings.store}, Ray {options.address}")
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,8 @@ from likewise.server.errors import InvalidRequest, Unavailable
 from likewise.server.protocols import Encoded
 from likewise.server.remote import tensors
 from likewise.server.remote.channels import Route
-from likewise.server.remote.inference_servicer import CONDITION, EMBEDDING, IMAGE, QUERY, REFERENCE, SERVICE, TEXT
+from likewise.server.remote.inference_servicer import SERVICE
+from likewise.server.remote.inference_tensors import CONDITION, IMAGE, REFERENCE, TEXT
 from likewise.shards.protocols import F32
 from likewise.v1 import common_pb2, search_service_pb2
 
@@ -43,6 +45,27 @@ class InferenceStub:
 InferenceRoute = Route[InferenceStub]
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model of the other side that takes byte strings.
+
+    Attributes:
+        model: Its name there.
+        version: Its version there; "" for the other side's choice.
+        input: Name of the input.
+        output: Name of the output; "" for the only one.
+        axes: 1 for an input of shape [n], 2 for [n, 1].
+        max_batch: Most elements of one message; 0 for any number.
+    """
+
+    model: str
+    version: str
+    input: str
+    output: str = ""
+    axes: int = 1
+    max_batch: int = 0
+
+
 class RemoteImageEncoder:
     """`ImageEncoder` behind a channel."""
 
@@ -57,7 +80,7 @@ class RemoteImageEncoder:
 
     async def encode(self, images: Sequence[bytes]) -> Encoded:
         """See `ImageEncoder.encode`."""
-        return await _encode(self._route, self._model, IMAGE, images)
+        return await encode_elements(self._route, _target(self._model, IMAGE), images)
 
 
 class RemoteTextEncoder:
@@ -74,7 +97,7 @@ class RemoteTextEncoder:
 
     async def encode(self, texts: Sequence[str]) -> Encoded:
         """See `TextEncoder.encode`."""
-        return await _encode(self._route, self._model, TEXT, [text.encode() for text in texts])
+        return await encode_elements(self._route, _target(self._model, TEXT), [text.encode() for text in texts])
 
 
 class RemoteComposer:
@@ -110,28 +133,32 @@ class RemoteComposer:
 
     async def compose(self, references: F32, conditions: F32) -> F32:
         """See `Composer.compose`."""
-        request = _request(self._model)
-        tensors.add_floats(request, REFERENCE, references)
-        tensors.add_floats(request, CONDITION, conditions)
+        request = pb.ModelInferRequest(model_name=self._model.name, model_version=str(self._model.version))
+        tensors.add_array(request, REFERENCE, references)
+        tensors.add_array(request, CONDITION, conditions)
         response = await self._route.call(lambda stub: stub.infer, request, unavailable=Unavailable)
-        return tensors.floats_output(response, QUERY)
+        return tensors.only_output(response)
 
 
-def _request(model: common_pb2.ModelRef) -> pb.ModelInferRequest:
-    return pb.ModelInferRequest(model_name=model.name, model_version=str(model.version))
+async def encode_elements(route: InferenceRoute, target: Target, elements: Sequence[bytes]) -> Encoded:
+    """Embeddings of encoded images or UTF-8 texts, row i of element i, in as many messages as the limits ask for.
 
-
-async def _encode(route: InferenceRoute, model: common_pb2.ModelRef, name: str, elements: Sequence[bytes]) -> Encoded:
+    Raises:
+        ServiceError: What the other side raised; `field` of an InvalidRequest is "[i]" where it names a row.
+        ValueError: If the answer is no array of as many rows as were sent.
+    """
     parts: list[Encoded] = []
     start = 0
-    for part in split(elements, MAX_INPUT_BYTES):
-        request = _request(model)
-        tensors.add_bytes(request, name, part)
+    for part in split(elements, MAX_INPUT_BYTES, target.max_batch):
+        request = pb.ModelInferRequest(model_name=target.model, model_version=target.version)
+        tensors.add_bytes(request, target.input, part, axes=target.axes)
+        if target.output:
+            request.outputs.add(name=target.output)
         try:
             response = await route.call(lambda stub: stub.infer, request, unavailable=Unavailable)
         except InvalidRequest as error:
             raise _shifted(error, start) from error
-        parts.append(_encoded(response))
+        parts.append(_encoded(response, len(part)))
         start += len(part)
     if len(parts) == 1:
         return parts[0]
@@ -143,23 +170,33 @@ async def _encode(route: InferenceRoute, model: common_pb2.ModelRef, name: str, 
     )
 
 
-def split(elements: Sequence[bytes], limit: int) -> Iterator[Sequence[bytes]]:
-    """Runs of elements of at most `limit` bytes together; an element over it is a run of its own."""
+def split(elements: Sequence[bytes], limit: int, most: int = 0) -> Iterator[Sequence[bytes]]:
+    """Runs of elements of at most `limit` bytes and `most` elements (0: any number) together.
+
+    An element over the limit of bytes is a run of its own.
+    """
     start, size = 0, 0
     for i, element in enumerate(elements):
         framed = len(element) + 4
-        if i > start and size + framed > limit:
+        if i > start and (size + framed > limit or i - start == most):
             yield elements[start:i]
             start, size = i, 0
         size += framed
     yield elements[start:]
 
 
-def _encoded(response: pb.ModelInferResponse) -> Encoded:
+def _target(model: common_pb2.ModelRef, input: str) -> Target:
+    return Target(model.name, str(model.version), input)
+
+
+def _encoded(response: pb.ModelInferResponse, rows: int) -> Encoded:
     parameters = response.parameters
     found = json.loads(parameters["warnings"].string_param) if "warnings" in parameters else []
+    vectors = tensors.only_output(response)
+    if len(vectors) != rows:
+        raise ValueError(f"{len(vectors)} rows came back for {rows} elements")
     return Encoded(
-        vectors=tensors.floats_output(response, EMBEDDING),
+        vectors=vectors,
         decode_us=parameters["decode_us"].int64_param if "decode_us" in parameters else 0,
         encode_us=parameters["encode_us"].int64_param if "encode_us" in parameters else 0,
         warnings=tuple(common_pb2.Warning(code=code, message=message) for code, message in found),

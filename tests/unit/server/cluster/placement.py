@@ -2,15 +2,38 @@
 
 import asyncio
 from collections.abc import Collection, Sequence
+from typing import Any
 
+from likewise.export.manifest import Kind, Manifest
 from likewise.internal.v1 import controller_service_pb2 as pb
+from likewise.server.cluster.model_messages import described, model_route
 from likewise.server.cluster.parts import EncoderPart, Part, PlacedPart, Serving
 from likewise.server.errors import AlreadyExists
 from likewise.shards.spec import GallerySpec, SpaceSpec
 from likewise.v1 import model_service_pb2
 
 SPEC = GallerySpec(name="shoes", gallery_id="", spaces=(SpaceSpec("default", 4, "vectors:4"),), shards=2)
-MODEL = pb.ModelRoute(model=model_service_pb2.Model(name="shapes-image", version=1, family="shapes"), manifest="{}")
+
+
+def manifest(
+    kind: Kind = "image_encoder", version: int = 1, *, family: str = "shapes", space: str = "sha256:1"
+) -> Manifest:
+    """A model version by its name alone: fakes open nothing."""
+    return Manifest(
+        name=f"{family}-{kind.removesuffix('_encoder')}",
+        version=version,
+        kind=kind,
+        family=family,
+        dim=4,
+        space=space,
+        inputs=(),
+        outputs=(),
+        files={"model.onnx": "0" * 64},
+        condition_templates={"unspecified": "{}", "focus": "the same {}", "change": "but {}"},
+    )
+
+
+MODEL = manifest()
 
 
 class FakePart:
@@ -23,6 +46,7 @@ class FakePart:
         self.followed: list[list[list[str]]] = []
         self.specs: list[GallerySpec] = []
         self.stopped: list[bool] = []
+        self.models: dict[tuple[str, int], pb.ModelRoute] = {}
         self._placement = placement
         self._lost = asyncio.Event()
 
@@ -30,8 +54,7 @@ class FakePart:
         if self.part.name in self._placement.broken:
             raise RuntimeError("no memory")
         self._lost = asyncio.Event()
-        models = (MODEL,) if isinstance(self.part, EncoderPart) else ()
-        return Serving(f"127.0.0.1:{next(self.ports)}", models)
+        return Serving(f"127.0.0.1:{next(self.ports)}", tuple(self.models.values()))
 
     async def wait_lost(self) -> None:
         await self._lost.wait()
@@ -42,11 +65,29 @@ class FakePart:
     async def update(self, spec: GallerySpec) -> None:
         self.specs.append(spec)
 
+    async def load(self, name: str, version: int) -> pb.ModelRoute:
+        assert isinstance(self.part, EncoderPart)
+        await self._placement.gate.wait()
+        reason = self._placement.damaged.get((name, version), "")
+        state = model_service_pb2.MODEL_STATE_FAILED if reason else model_service_pb2.MODEL_STATE_READY
+        kind: Kind = "composer" if name.endswith("composer") else f"{name.rpartition('-')[2]}_encoder"  # type: ignore[assignment]
+        space = self._placement.spaces.get((name, version), "sha256:1")
+        of = manifest(kind, version, family=self.part.family, space=space)
+        model = described(of, state)
+        model.reason, model.provider = reason, "" if reason else "Fake"
+        route = self.models[name, version] = model_route(of, model)
+        return route
+
+    async def unload(self, name: str, version: int) -> None:
+        self.models.pop((name, version), None)
+
     async def stop(self, *, grace_s: float, discard: bool) -> None:
         self.stopped.append(discard)
         self._placement.parts.pop(self.part.name, None)
 
     def lose(self) -> None:
+        """The process ends, and with it what it had open."""
+        self.models.clear()
         self._lost.set()
 
 
@@ -56,6 +97,10 @@ class FakePlacement:
     def __init__(self) -> None:
         self.parts: dict[str, FakePart] = {}
         self.broken: set[str] = set()
+        self.damaged: dict[tuple[str, int], str] = {}
+        self.spaces: dict[tuple[str, int], str] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def place(self, part: Part) -> PlacedPart:
         return self.parts.setdefault(part.name, FakePart(part, self))
@@ -73,7 +118,14 @@ class FakeCatalogue:
 
     def __init__(self) -> None:
         self.galleries: dict[str, GallerySpec] = {}
+        self.documents: dict[str, Any] = {}
         self.closed = False
+
+    def read_document(self, name: str) -> Any:
+        return self.documents.get(name)
+
+    def write_document(self, name: str, value: Any) -> None:
+        self.documents[name] = value
 
     def specs(self) -> Sequence[GallerySpec]:
         return list(self.galleries.values())

@@ -135,6 +135,7 @@ async def test_models_are_listed_before_their_encoders_are_up(catalogue: FakeCat
     ]
     placement.broken.clear()
     await _shown(controller, lambda table: len(table.models[0].addresses) == 1)
+    assert controller.board.table.models[0].model.in_use
     await controller.close(stop_parts=True)
 
 

@@ -14,15 +14,11 @@ from likewise.internal.v1 import controller_service_pb2_grpc as pb_grpc
 from likewise.server.cluster import follower as following
 from likewise.server.cluster.controller import Controller
 from likewise.server.cluster.controller_servicer import ControllerServicer
-from likewise.server.cluster.routed import RoutedModels
 from likewise.server.cluster.router import Routing
 from likewise.server.cluster.routing import Board
 from likewise.server.errors import AlreadyExists, NotFound, ServiceError
-from likewise.server.remote.channels import Channels, Endpoint
+from likewise.server.remote.channels import Endpoint
 from likewise.shards.protocols import SearchOptions, Unavailable
-from likewise.v1 import model_service_pb2, search_service_pb2
-
-TEMPLATES = '{"condition_templates": {"unspecified": "{}", "focus": "the same {}", "change": "but {}"}}'
 
 
 class Cluster:
@@ -129,35 +125,6 @@ async def test_handles_stay_valid_while_parts_move(routing: Routing, cluster: Cl
     assert routing.galleries.get("shoes") is handle
     with pytest.raises(Unavailable, match="shard 0 of gallery 'shoes' is not up"):
         await handle.shards[0].search(np.ones((1, 4), np.float32), SearchOptions(space="default", k=1))
-
-
-async def test_models_of_a_family_are_joined_and_the_newest_version_serves() -> None:
-    channels = Channels()
-    models = RoutedModels(channels)
-    table = pb.RoutingTable(version=1)
-    for name, version, kind in (
-        ("composer", 1, model_service_pb2.MODEL_KIND_COMPOSER),
-        ("image", 1, model_service_pb2.MODEL_KIND_IMAGE_ENCODER),
-        ("image", 2, model_service_pb2.MODEL_KIND_IMAGE_ENCODER),
-        ("text", 1, model_service_pb2.MODEL_KIND_TEXT_ENCODER),
-    ):
-        model = model_service_pb2.Model(
-            name=name, version=version, kind=kind, family="shapes", dim=192, space="sha256:1"
-        )
-        table.models.add(model=model, manifest=TEMPLATES)
-
-    models.take(table)
-
-    family = models.family("shapes")
-    assert (family.dim, family.space) == (192, "sha256:1")
-    assert family.image is not None
-    assert (family.image.model.version, family.image.model.kind) == (2, "image_encoder")
-    assert family.composer is not None
-    assert family.composer.condition_text("red", search_service_pb2.CONDITION_MODE_CHANGE) == "but red"
-    assert [model.name for model in models.models()] == ["composer", "image", "image", "text"]
-    with pytest.raises(NotFound, match="no models of the name 'clip'; there are: shapes"):
-        models.family("clip")
-    await channels.close()
 
 
 async def test_a_table_that_says_the_same_is_not_published() -> None:

@@ -1,11 +1,13 @@
 """Encoders and composers behind the Open Inference Protocol give what they give in process."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 from tests.unit.server.remote.loopback import Loopback
 
+from likewise.export.manifest import TensorSpec
 from likewise.internal.inference.v1 import inference_pb2 as pb
 from likewise.server.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from likewise.server.protocols import Encoded, Family
@@ -20,11 +22,17 @@ from likewise.server.remote.inference_stub import (
     RemoteTextEncoder,
     split,
 )
+from likewise.server.served import InUse
 from likewise.shards.protocols import F32
-from likewise.v1 import common_pb2, search_service_pb2
+from likewise.v1 import common_pb2, model_service_pb2, search_service_pb2
 
 IMAGE = common_pb2.ModelRef(name="shapes-image", version=3, kind="image_encoder", space="sha256:1")
 TEXT = common_pb2.ModelRef(name="shapes-text", version=3, kind="text_encoder", space="sha256:1")
+KINDS = {
+    "image_encoder": model_service_pb2.MODEL_KIND_IMAGE_ENCODER,
+    "text_encoder": model_service_pb2.MODEL_KIND_TEXT_ENCODER,
+    "composer": model_service_pb2.MODEL_KIND_COMPOSER,
+}
 COMPOSER = common_pb2.ModelRef(name="shapes-composer", version=3, kind="composer", space="sha256:1")
 
 
@@ -60,6 +68,23 @@ class SumComposer:
         return references + conditions
 
 
+class OneFamily:
+    """`Models` with one family, all of it in use."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+
+    def family(self, name: str) -> Family:
+        return self._family
+
+    def models(self) -> list[model_service_pb2.Model]:
+        refs = (COMPOSER, IMAGE, TEXT)
+        return [
+            model_service_pb2.Model(name=ref.name, version=ref.version, kind=KINDS[ref.kind], family="shapes")
+            for ref in refs
+        ]
+
+
 class Parts:
     """The fakes, and a route to them."""
 
@@ -72,7 +97,7 @@ class Parts:
         family = Family("shapes", "sha256:1", 2, self.image, self.text, SumComposer())
 
         def register(endpoint: Endpoint) -> None:
-            InferenceServicer([family]).register(endpoint.server)
+            InferenceServicer(InUse(OneFamily(family))).register(endpoint.server)
 
         address = await self._loopback.endpoint(register)
         return InferenceRoute("the encoders", self._loopback.channels, InferenceStub, addresses=[address])
@@ -156,7 +181,7 @@ async def test_a_model_that_is_not_there_is_named(parts: Parts) -> None:
 
     with pytest.raises(NotFound, match=r"no model 'other' here, there are \['shapes-composer'"):
         await RemoteTextEncoder(await parts.route(), other).encode(["a"])
-    with pytest.raises(NotFound, match="has version 3 here, not 4"):
+    with pytest.raises(NotFound, match="has no version 4 here"):
         await RemoteTextEncoder(await parts.route(), common_pb2.ModelRef(name="shapes-text", version=4)).encode(["a"])
 
 
@@ -178,7 +203,7 @@ async def test_typed_contents_of_other_clients_are_understood(parts: Parts, loop
     response = await InferenceStub(channel).infer(request)
 
     assert (response.model_name, response.model_version, response.id) == ("shapes-text", "3", "q1")
-    assert tensors.floats_output(response, "embedding").tolist() == [[2, 0], [1, 1]]
+    assert tensors.output_array(response, "embedding", "float32").tolist() == [[2, 0], [1, 1]]
 
 
 async def test_metadata_names_the_tensors(parts: Parts, loopback: Loopback) -> None:
@@ -204,7 +229,7 @@ async def test_metadata_names_the_tensors(parts: Parts, loopback: Loopback) -> N
     ("change", "message"),
     [
         pytest.param({"datatype": "FP32"}, "must be BYTES, got FP32", id="type"),
-        pytest.param({"name": "texts"}, r"needs the input 'text', got \['texts'\]", id="name"),
+        pytest.param({"name": "texts"}, r"takes the input BYTES\[-1, 1\] 'text'; got BYTES\[1\] 'texts'", id="name"),
         pytest.param({"shape": [3]}, r"shape \[3\] does not fit 1 elements", id="shape"),
         pytest.param({"raw": b"\x05\x00\x00\x00abc"}, "element 0 ends behind the contents", id="length"),
         pytest.param({"raw": b"\x05\x00"}, "element 0 ends behind the contents", id="no length"),
@@ -225,6 +250,60 @@ async def test_an_input_that_does_not_fit_is_refused(parts: Parts, change: dict[
         await (await parts.route()).call(lambda stub: stub.infer, request)
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        pytest.param(b"\0" * 12, r"shape \[1, 2\] does not fit 3 elements", id="too many"),
+        pytest.param(b"\0" * 7, "7 bytes are no whole number of FP32", id="cut"),
+    ],
+)
+async def test_numbers_that_do_not_fit_their_shape_are_refused(parts: Parts, raw: bytes, message: str) -> None:
+    request = pb.ModelInferRequest(model_name="shapes-composer")
+    for name in ("reference", "condition"):
+        request.inputs.add(name=name, datatype="FP32", shape=[1, 2])
+        request.raw_input_contents.append(raw)
+
+    with pytest.raises(InvalidRequest, match=message):
+        await (await parts.route()).call(lambda stub: stub.infer, request)
+
+
+async def test_typed_numbers_that_do_not_fit_their_type_are_refused() -> None:
+    request = pb.ModelInferRequest()
+    tensor = request.inputs.add(name="flags", datatype="INT8", shape=[1])
+    tensor.contents.int_contents.append(300)
+
+    with pytest.raises(InvalidRequest, match=r"'flags'.*300"):
+        tensors.array_input(request, TensorSpec("flags", "int8", (-1,)))
+
+
+@pytest.mark.parametrize("dtype", [name for name in tensors.DATATYPES if name != "bytes"])
+def test_every_number_format_travels_raw_and_comes_back(dtype: str) -> None:
+    array = np.arange(6).reshape(3, 2).astype(dtype)
+    request = pb.ModelInferRequest()
+
+    tensors.add_array(request, "x", array)
+
+    np.testing.assert_array_equal(tensors.array_input(request, TensorSpec("x", dtype, (-1, 2))), array)
+
+
+async def test_a_version_is_not_freed_while_it_is_called() -> None:
+    held = 0
+
+    @contextlib.contextmanager
+    def lease() -> Iterator[None]:
+        nonlocal held
+        held += 1
+        yield
+        held -= 1
+
+    family = Family("shapes", "sha256:1", 2, LengthEncoder(IMAGE), LengthEncoder(TEXT), SumComposer(), lease=lease)
+
+    with InUse(OneFamily(family)).serving("shapes-text", 3) as served:
+        assert (held, served.model.name) == (1, "shapes-text")
+
+    assert held == 0
+
+
 def test_splitting_keeps_every_element_and_the_limit() -> None:
     elements = [b"a" * n for n in (3, 1, 40, 2, 2)]
 
@@ -232,3 +311,4 @@ def test_splitting_keeps_every_element_and_the_limit() -> None:
 
     assert [element for part in parts for element in part] == elements
     assert [len(part) for part in parts] == [2, 1, 2]
+    assert [len(part) for part in split(elements, 1_000, 2)] == [2, 2, 1]

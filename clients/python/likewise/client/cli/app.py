@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from likewise.client.cli import gallery, ingest, model, search
+from likewise.client.cli import gallery, ingest, model, search, snapshot
 from likewise.client.cli.commands import CommandGroup
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(model.app, name="model")
+app.add_typer(snapshot.app, name="snapshot")
 app.command("ingest")(ingest.ingest)
 app.command("search")(search.search)
 

@@ -1,5 +1,6 @@
-"""`likewise gallery`: make, look at and delete galleries."""
+"""`likewise gallery`: make, look at, export, import and delete galleries."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -11,13 +12,14 @@ from likewise.client.cli.options import (
     Address,
     AsJson,
     GalleryName,
+    LongTimeout,
     Timeout,
     connect,
 )
 from likewise.client.cli.output import print_facts, print_json, print_table, shown
 from likewise.client.galleries import GalleryInfo
 
-app = typer.Typer(no_args_is_help=True, help="Make, look at and delete galleries.")
+app = typer.Typer(no_args_is_help=True, help="Make, look at, export, import and delete galleries.")
 
 
 @app.command()
@@ -42,7 +44,7 @@ def create(
         made = client.create_gallery(
             name, encoder=encoder, dim=dim, attributes=attributes, shards=shards, index=index, exist_ok=exist_ok
         )
-        _print_info(made.info(), as_json=as_json)
+        print_info(made.info(), as_json=as_json)
 
 
 @app.command("list")
@@ -65,7 +67,7 @@ def show(
 ) -> None:
     """What a gallery is made of."""
     with connect(address, timeout) as client:
-        _print_info(client.gallery(name).info(), as_json=as_json)
+        print_info(client.gallery(name).info(), as_json=as_json)
 
 
 @app.command()
@@ -101,6 +103,44 @@ def stats(
 
 
 @app.command()
+def export(
+    name: GalleryName,
+    folder: Annotated[
+        str | None, typer.Argument(metavar="[FOLDER]", help="Name below the server's export root; default GALLERY.")
+    ] = None,
+    snapshot: Annotated[str | None, typer.Option(help="Which version; default the newest.")] = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: LongTimeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a gallery, whole, to a new folder below the server's export root."""
+    with connect(address, DEFAULT_TIMEOUT_S) as client:
+        made = client.gallery(name).export(folder or name, snapshot=snapshot, timeout=timeout or math.inf)
+    if as_json:
+        print_json(made)
+    else:
+        typer.echo(
+            f"exported {made.gallery} at version {made.version:,} to {made.folder}: "
+            f"{made.rows:,} items, {made.files:,} files, {made.bytes:,} bytes"
+        )
+
+
+@app.command("import")
+def import_gallery(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Name below the server's export root.")],
+    name: Annotated[str | None, typer.Option(help="Of the gallery to be; default that of the exported one.")] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="The gallery takes no writes.")] = False,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: LongTimeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a gallery of an exported folder; every file is checked first."""
+    with connect(address, DEFAULT_TIMEOUT_S) as client:
+        made = client.import_gallery(folder, name, read_only=read_only, timeout=timeout or math.inf)
+        print_info(made.info(), as_json=as_json)
+
+
+@app.command()
 def delete(
     name: GalleryName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -127,7 +167,8 @@ def _attribute(given: str) -> tuple[str, str]:
     return name, kind
 
 
-def _print_info(info: GalleryInfo, *, as_json: bool) -> None:
+def print_info(info: GalleryInfo, *, as_json: bool) -> None:
+    """Print what a gallery is made of."""
     if as_json:
         print_json(info)
         return
@@ -142,6 +183,7 @@ def _print_info(info: GalleryInfo, *, as_json: bool) -> None:
             "replicas": info.replicas,
             "index": index.pop("kind") + (f" ({shown(index)})" if index else ""),
             "version": info.version,
+            "writes": "refused: read-only" if info.read_only else "taken",
             "created": info.created,
             "id": info.gallery_id,
             "space": info.space,

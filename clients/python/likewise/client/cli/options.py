@@ -12,6 +12,7 @@ Address = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds a call may take.")]
+LongTimeout = Annotated[float | None, typer.Option(min=0.001, help="Seconds it may take; default no limit.")]
 GalleryName = Annotated[str, typer.Argument(metavar="GALLERY", help="Name of the gallery.")]
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"

@@ -55,6 +55,21 @@ class ControllerServiceStub(object):
                 request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryRequest.SerializeToString,
                 response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/likewise.internal.v1.ControllerService/LoadModel',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.SwitchModels = channel.unary_unary(
+                '/likewise.internal.v1.ControllerService/SwitchModels',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.SwitchModelsRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.SwitchModelsResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/likewise.internal.v1.ControllerService/UnloadModel',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer(object):
@@ -89,6 +104,27 @@ class ControllerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Opens a version on every encoder of its family and answers when all have it, or one cannot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwitchModels(self, request, context):
+        """Puts a family's versions in use, on record first and then in the routing table. The caller has checked that they fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Frees a version that is not in use on every encoder, once nobody calls it any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +147,21 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.DeleteGallery,
                     request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryRequest.FromString,
                     response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.LoadModelRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'SwitchModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwitchModels,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.SwitchModelsRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.SwitchModelsResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +273,87 @@ class ControllerService(object):
             '/likewise.internal.v1.ControllerService/DeleteGallery',
             likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryRequest.SerializeToString,
             likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/LoadModel',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.LoadModelRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwitchModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/SwitchModels',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.SwitchModelsRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.SwitchModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/UnloadModel',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

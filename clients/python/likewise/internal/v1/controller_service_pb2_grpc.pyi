@@ -41,6 +41,12 @@ class ControllerServiceStub:
     """Changes a gallery and answers when its parts follow."""
     DeleteGallery: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.DeleteGalleryRequest, _controller_service_pb2.DeleteGalleryResponse]
     """Stops a gallery's parts and deletes its data."""
+    LoadModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]
+    """Opens a version on every encoder of its family and answers when all have it, or one cannot."""
+    SwitchModels: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.SwitchModelsRequest, _controller_service_pb2.SwitchModelsResponse]
+    """Puts a family's versions in use, on record first and then in the routing table. The caller has checked that they fit."""
+    UnloadModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.UnloadModelRequest, _controller_service_pb2.UnloadModelResponse]
+    """Frees a version that is not in use on every encoder, once nobody calls it any more."""
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
@@ -55,6 +61,12 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """Changes a gallery and answers when its parts follow."""
     DeleteGallery: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.DeleteGalleryRequest, _controller_service_pb2.DeleteGalleryResponse]  # type: ignore[assignment]
     """Stops a gallery's parts and deletes its data."""
+    LoadModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]  # type: ignore[assignment]
+    """Opens a version on every encoder of its family and answers when all have it, or one cannot."""
+    SwitchModels: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.SwitchModelsRequest, _controller_service_pb2.SwitchModelsResponse]  # type: ignore[assignment]
+    """Puts a family's versions in use, on record first and then in the routing table. The caller has checked that they fit."""
+    UnloadModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.UnloadModelRequest, _controller_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
+    """Frees a version that is not in use on every encoder, once nobody calls it any more."""
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Places galleries and models on the cluster and says where they are. Routers need nothing else of it."""
@@ -90,5 +102,29 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.DeleteGalleryResponse, _abc.Awaitable[_controller_service_pb2.DeleteGalleryResponse]]:
         """Stops a gallery's parts and deletes its data."""
+
+    @_abc_1.abstractmethod
+    def LoadModel(
+        self,
+        request: _controller_service_pb2.LoadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.LoadModelResponse, _abc.Awaitable[_controller_service_pb2.LoadModelResponse]]:
+        """Opens a version on every encoder of its family and answers when all have it, or one cannot."""
+
+    @_abc_1.abstractmethod
+    def SwitchModels(
+        self,
+        request: _controller_service_pb2.SwitchModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.SwitchModelsResponse, _abc.Awaitable[_controller_service_pb2.SwitchModelsResponse]]:
+        """Puts a family's versions in use, on record first and then in the routing table. The caller has checked that they fit."""
+
+    @_abc_1.abstractmethod
+    def UnloadModel(
+        self,
+        request: _controller_service_pb2.UnloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.UnloadModelResponse, _abc.Awaitable[_controller_service_pb2.UnloadModelResponse]]:
+        """Frees a version that is not in use on every encoder, once nobody calls it any more."""
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

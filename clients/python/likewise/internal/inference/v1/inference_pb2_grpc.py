@@ -26,7 +26,16 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub(object):
-    """The methods of inference.GRPCInferenceService that encoders answer.
+    """The methods of inference.GRPCInferenceService that are answered.
+
+    | status              | when                                                                                     |
+    |---------------------|------------------------------------------------------------------------------------------|
+    | INVALID_ARGUMENT    | an input that does not fit the model: its name, datatype, shape or contents               |
+    | NOT_FOUND           | no such model, or no such version of it                                                  |
+    | FAILED_PRECONDITION | the version is not loaded or cannot be; unloading one that is in use                     |
+    | RESOURCE_EXHAUSTED  | the model's queue is full; RetryInfo says when to come back                              |
+    | UNIMPLEMENTED       | shared memory, streams, traces; loading where the models are another process's           |
+    | UNAVAILABLE         | the server loads or drains; ServerLive and ServerReady are answered all the same         |
     """
 
     def __init__(self, channel):
@@ -65,44 +74,119 @@ class GRPCInferenceServiceStub(object):
                 request_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelInferRequest.SerializeToString,
                 response_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelInferResponse.FromString,
                 _registered_method=True)
+        self.ModelConfig = channel.unary_unary(
+                '/likewise.internal.inference.v1.GRPCInferenceService/ModelConfig',
+                request_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelConfigRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelConfigResponse.FromString,
+                _registered_method=True)
+        self.ModelStatistics = channel.unary_unary(
+                '/likewise.internal.inference.v1.GRPCInferenceService/ModelStatistics',
+                request_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelStatisticsRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelStatisticsResponse.FromString,
+                _registered_method=True)
+        self.RepositoryIndex = channel.unary_unary(
+                '/likewise.internal.inference.v1.GRPCInferenceService/RepositoryIndex',
+                request_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryIndexRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryIndexResponse.FromString,
+                _registered_method=True)
+        self.RepositoryModelLoad = channel.unary_unary(
+                '/likewise.internal.inference.v1.GRPCInferenceService/RepositoryModelLoad',
+                request_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelLoadRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelLoadResponse.FromString,
+                _registered_method=True)
+        self.RepositoryModelUnload = channel.unary_unary(
+                '/likewise.internal.inference.v1.GRPCInferenceService/RepositoryModelUnload',
+                request_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelUnloadResponse.FromString,
+                _registered_method=True)
 
 
 class GRPCInferenceServiceServicer(object):
-    """The methods of inference.GRPCInferenceService that encoders answer.
+    """The methods of inference.GRPCInferenceService that are answered.
+
+    | status              | when                                                                                     |
+    |---------------------|------------------------------------------------------------------------------------------|
+    | INVALID_ARGUMENT    | an input that does not fit the model: its name, datatype, shape or contents               |
+    | NOT_FOUND           | no such model, or no such version of it                                                  |
+    | FAILED_PRECONDITION | the version is not loaded or cannot be; unloading one that is in use                     |
+    | RESOURCE_EXHAUSTED  | the model's queue is full; RetryInfo says when to come back                              |
+    | UNIMPLEMENTED       | shared memory, streams, traces; loading where the models are another process's           |
+    | UNAVAILABLE         | the server loads or drains; ServerLive and ServerReady are answered all the same         |
     """
 
     def ServerLive(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Whether the process answers at all.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Whether the server takes calls and every model in use can be called.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Whether a version can be called.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerMetadata(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Name, release and the extensions of the protocol.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The tensors of a model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Runs a model on a batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelConfig(self, request, context):
+        """The tensors as a Triton configuration has them, and the largest batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelStatistics(self, request, context):
+        """Counts and durations since the server started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepositoryIndex(self, request, context):
+        """Every version in the repositories and its state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepositoryModelLoad(self, request, context):
+        """Opens and warms a version beside the one in use; it answers calls that name it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepositoryModelUnload(self, request, context):
+        """Frees the loaded versions of a model that are not in use.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -140,6 +224,31 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelInferRequest.FromString,
                     response_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelInferResponse.SerializeToString,
             ),
+            'ModelConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelConfig,
+                    request_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelConfigRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelConfigResponse.SerializeToString,
+            ),
+            'ModelStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelStatistics,
+                    request_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelStatisticsRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelStatisticsResponse.SerializeToString,
+            ),
+            'RepositoryIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepositoryIndex,
+                    request_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryIndexRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryIndexResponse.SerializeToString,
+            ),
+            'RepositoryModelLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepositoryModelLoad,
+                    request_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelLoadRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelLoadResponse.SerializeToString,
+            ),
+            'RepositoryModelUnload': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepositoryModelUnload,
+                    request_deserializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelUnloadRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelUnloadResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'likewise.internal.inference.v1.GRPCInferenceService', rpc_method_handlers)
@@ -149,7 +258,16 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService(object):
-    """The methods of inference.GRPCInferenceService that encoders answer.
+    """The methods of inference.GRPCInferenceService that are answered.
+
+    | status              | when                                                                                     |
+    |---------------------|------------------------------------------------------------------------------------------|
+    | INVALID_ARGUMENT    | an input that does not fit the model: its name, datatype, shape or contents               |
+    | NOT_FOUND           | no such model, or no such version of it                                                  |
+    | FAILED_PRECONDITION | the version is not loaded or cannot be; unloading one that is in use                     |
+    | RESOURCE_EXHAUSTED  | the model's queue is full; RetryInfo says when to come back                              |
+    | UNIMPLEMENTED       | shared memory, streams, traces; loading where the models are another process's           |
+    | UNAVAILABLE         | the server loads or drains; ServerLive and ServerReady are answered all the same         |
     """
 
     @staticmethod
@@ -304,6 +422,141 @@ class GRPCInferenceService(object):
             '/likewise.internal.inference.v1.GRPCInferenceService/ModelInfer',
             likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelInferRequest.SerializeToString,
             likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelInferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.inference.v1.GRPCInferenceService/ModelConfig',
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelConfigRequest.SerializeToString,
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.inference.v1.GRPCInferenceService/ModelStatistics',
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelStatisticsRequest.SerializeToString,
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.ModelStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepositoryIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.inference.v1.GRPCInferenceService/RepositoryIndex',
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryIndexRequest.SerializeToString,
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepositoryModelLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.inference.v1.GRPCInferenceService/RepositoryModelLoad',
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelLoadRequest.SerializeToString,
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepositoryModelUnload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.inference.v1.GRPCInferenceService/RepositoryModelUnload',
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
+            likewise_dot_internal_dot_inference_dot_v1_dot_inference__pb2.RepositoryModelUnloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,8 @@ isort:skip_file
 The Open Inference Protocol's messages under a package of our own: the field numbers are the protocol's, so the bytes on the
 wire are the same, while a process may also load another library's generated code for `inference.*`. Servers register the
 methods below as `inference.GRPCInferenceService`. https://github.com/kserve/open-inference-protocol
+The calls after ModelInfer are Triton's extensions of it, with Triton's field numbers; of ModelConfig only the fields that
+are filled or read here. https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto
 """
 
 from collections import abc as _abc
@@ -30,74 +32,182 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GRPCInferenceServiceStub:
-    """The methods of inference.GRPCInferenceService that encoders answer."""
+    """The methods of inference.GRPCInferenceService that are answered.
+
+    | status              | when                                                                                     |
+    |---------------------|------------------------------------------------------------------------------------------|
+    | INVALID_ARGUMENT    | an input that does not fit the model: its name, datatype, shape or contents               |
+    | NOT_FOUND           | no such model, or no such version of it                                                  |
+    | FAILED_PRECONDITION | the version is not loaded or cannot be; unloading one that is in use                     |
+    | RESOURCE_EXHAUSTED  | the model's queue is full; RetryInfo says when to come back                              |
+    | UNIMPLEMENTED       | shared memory, streams, traces; loading where the models are another process's           |
+    | UNAVAILABLE         | the server loads or drains; ServerLive and ServerReady are answered all the same         |
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GRPCInferenceServiceAsyncStub: ...
     ServerLive: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ServerLiveRequest, _inference_pb2.ServerLiveResponse]
+    """Whether the process answers at all."""
     ServerReady: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ServerReadyRequest, _inference_pb2.ServerReadyResponse]
+    """Whether the server takes calls and every model in use can be called."""
     ModelReady: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ModelReadyRequest, _inference_pb2.ModelReadyResponse]
+    """Whether a version can be called."""
     ServerMetadata: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ServerMetadataRequest, _inference_pb2.ServerMetadataResponse]
+    """Name, release and the extensions of the protocol."""
     ModelMetadata: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ModelMetadataRequest, _inference_pb2.ModelMetadataResponse]
+    """The tensors of a model."""
     ModelInfer: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ModelInferRequest, _inference_pb2.ModelInferResponse]
+    """Runs a model on a batch."""
+    ModelConfig: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ModelConfigRequest, _inference_pb2.ModelConfigResponse]
+    """The tensors as a Triton configuration has them, and the largest batch."""
+    ModelStatistics: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ModelStatisticsRequest, _inference_pb2.ModelStatisticsResponse]
+    """Counts and durations since the server started."""
+    RepositoryIndex: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RepositoryIndexRequest, _inference_pb2.RepositoryIndexResponse]
+    """Every version in the repositories and its state."""
+    RepositoryModelLoad: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RepositoryModelLoadRequest, _inference_pb2.RepositoryModelLoadResponse]
+    """Opens and warms a version beside the one in use; it answers calls that name it."""
+    RepositoryModelUnload: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RepositoryModelUnloadRequest, _inference_pb2.RepositoryModelUnloadResponse]
+    """Frees the loaded versions of a model that are not in use."""
 
 @_typing.type_check_only
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
-    """The methods of inference.GRPCInferenceService that encoders answer."""
+    """The methods of inference.GRPCInferenceService that are answered.
+
+    | status              | when                                                                                     |
+    |---------------------|------------------------------------------------------------------------------------------|
+    | INVALID_ARGUMENT    | an input that does not fit the model: its name, datatype, shape or contents               |
+    | NOT_FOUND           | no such model, or no such version of it                                                  |
+    | FAILED_PRECONDITION | the version is not loaded or cannot be; unloading one that is in use                     |
+    | RESOURCE_EXHAUSTED  | the model's queue is full; RetryInfo says when to come back                              |
+    | UNIMPLEMENTED       | shared memory, streams, traces; loading where the models are another process's           |
+    | UNAVAILABLE         | the server loads or drains; ServerLive and ServerReady are answered all the same         |
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ServerLive: _aio.UnaryUnaryMultiCallable[_inference_pb2.ServerLiveRequest, _inference_pb2.ServerLiveResponse]  # type: ignore[assignment]
+    """Whether the process answers at all."""
     ServerReady: _aio.UnaryUnaryMultiCallable[_inference_pb2.ServerReadyRequest, _inference_pb2.ServerReadyResponse]  # type: ignore[assignment]
+    """Whether the server takes calls and every model in use can be called."""
     ModelReady: _aio.UnaryUnaryMultiCallable[_inference_pb2.ModelReadyRequest, _inference_pb2.ModelReadyResponse]  # type: ignore[assignment]
+    """Whether a version can be called."""
     ServerMetadata: _aio.UnaryUnaryMultiCallable[_inference_pb2.ServerMetadataRequest, _inference_pb2.ServerMetadataResponse]  # type: ignore[assignment]
+    """Name, release and the extensions of the protocol."""
     ModelMetadata: _aio.UnaryUnaryMultiCallable[_inference_pb2.ModelMetadataRequest, _inference_pb2.ModelMetadataResponse]  # type: ignore[assignment]
+    """The tensors of a model."""
     ModelInfer: _aio.UnaryUnaryMultiCallable[_inference_pb2.ModelInferRequest, _inference_pb2.ModelInferResponse]  # type: ignore[assignment]
+    """Runs a model on a batch."""
+    ModelConfig: _aio.UnaryUnaryMultiCallable[_inference_pb2.ModelConfigRequest, _inference_pb2.ModelConfigResponse]  # type: ignore[assignment]
+    """The tensors as a Triton configuration has them, and the largest batch."""
+    ModelStatistics: _aio.UnaryUnaryMultiCallable[_inference_pb2.ModelStatisticsRequest, _inference_pb2.ModelStatisticsResponse]  # type: ignore[assignment]
+    """Counts and durations since the server started."""
+    RepositoryIndex: _aio.UnaryUnaryMultiCallable[_inference_pb2.RepositoryIndexRequest, _inference_pb2.RepositoryIndexResponse]  # type: ignore[assignment]
+    """Every version in the repositories and its state."""
+    RepositoryModelLoad: _aio.UnaryUnaryMultiCallable[_inference_pb2.RepositoryModelLoadRequest, _inference_pb2.RepositoryModelLoadResponse]  # type: ignore[assignment]
+    """Opens and warms a version beside the one in use; it answers calls that name it."""
+    RepositoryModelUnload: _aio.UnaryUnaryMultiCallable[_inference_pb2.RepositoryModelUnloadRequest, _inference_pb2.RepositoryModelUnloadResponse]  # type: ignore[assignment]
+    """Frees the loaded versions of a model that are not in use."""
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The methods of inference.GRPCInferenceService that encoders answer."""
+    """The methods of inference.GRPCInferenceService that are answered.
+
+    | status              | when                                                                                     |
+    |---------------------|------------------------------------------------------------------------------------------|
+    | INVALID_ARGUMENT    | an input that does not fit the model: its name, datatype, shape or contents               |
+    | NOT_FOUND           | no such model, or no such version of it                                                  |
+    | FAILED_PRECONDITION | the version is not loaded or cannot be; unloading one that is in use                     |
+    | RESOURCE_EXHAUSTED  | the model's queue is full; RetryInfo says when to come back                              |
+    | UNIMPLEMENTED       | shared memory, streams, traces; loading where the models are another process's           |
+    | UNAVAILABLE         | the server loads or drains; ServerLive and ServerReady are answered all the same         |
+    """
 
     @_abc_1.abstractmethod
     def ServerLive(
         self,
         request: _inference_pb2.ServerLiveRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_pb2.ServerLiveResponse, _abc.Awaitable[_inference_pb2.ServerLiveResponse]]: ...
+    ) -> _typing.Union[_inference_pb2.ServerLiveResponse, _abc.Awaitable[_inference_pb2.ServerLiveResponse]]:
+        """Whether the process answers at all."""
 
     @_abc_1.abstractmethod
     def ServerReady(
         self,
         request: _inference_pb2.ServerReadyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_pb2.ServerReadyResponse, _abc.Awaitable[_inference_pb2.ServerReadyResponse]]: ...
+    ) -> _typing.Union[_inference_pb2.ServerReadyResponse, _abc.Awaitable[_inference_pb2.ServerReadyResponse]]:
+        """Whether the server takes calls and every model in use can be called."""
 
     @_abc_1.abstractmethod
     def ModelReady(
         self,
         request: _inference_pb2.ModelReadyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_pb2.ModelReadyResponse, _abc.Awaitable[_inference_pb2.ModelReadyResponse]]: ...
+    ) -> _typing.Union[_inference_pb2.ModelReadyResponse, _abc.Awaitable[_inference_pb2.ModelReadyResponse]]:
+        """Whether a version can be called."""
 
     @_abc_1.abstractmethod
     def ServerMetadata(
         self,
         request: _inference_pb2.ServerMetadataRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_pb2.ServerMetadataResponse, _abc.Awaitable[_inference_pb2.ServerMetadataResponse]]: ...
+    ) -> _typing.Union[_inference_pb2.ServerMetadataResponse, _abc.Awaitable[_inference_pb2.ServerMetadataResponse]]:
+        """Name, release and the extensions of the protocol."""
 
     @_abc_1.abstractmethod
     def ModelMetadata(
         self,
         request: _inference_pb2.ModelMetadataRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_pb2.ModelMetadataResponse, _abc.Awaitable[_inference_pb2.ModelMetadataResponse]]: ...
+    ) -> _typing.Union[_inference_pb2.ModelMetadataResponse, _abc.Awaitable[_inference_pb2.ModelMetadataResponse]]:
+        """The tensors of a model."""
 
     @_abc_1.abstractmethod
     def ModelInfer(
         self,
         request: _inference_pb2.ModelInferRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_pb2.ModelInferResponse, _abc.Awaitable[_inference_pb2.ModelInferResponse]]: ...
+    ) -> _typing.Union[_inference_pb2.ModelInferResponse, _abc.Awaitable[_inference_pb2.ModelInferResponse]]:
+        """Runs a model on a batch."""
+
+    @_abc_1.abstractmethod
+    def ModelConfig(
+        self,
+        request: _inference_pb2.ModelConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ModelConfigResponse, _abc.Awaitable[_inference_pb2.ModelConfigResponse]]:
+        """The tensors as a Triton configuration has them, and the largest batch."""
+
+    @_abc_1.abstractmethod
+    def ModelStatistics(
+        self,
+        request: _inference_pb2.ModelStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ModelStatisticsResponse, _abc.Awaitable[_inference_pb2.ModelStatisticsResponse]]:
+        """Counts and durations since the server started."""
+
+    @_abc_1.abstractmethod
+    def RepositoryIndex(
+        self,
+        request: _inference_pb2.RepositoryIndexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.RepositoryIndexResponse, _abc.Awaitable[_inference_pb2.RepositoryIndexResponse]]:
+        """Every version in the repositories and its state."""
+
+    @_abc_1.abstractmethod
+    def RepositoryModelLoad(
+        self,
+        request: _inference_pb2.RepositoryModelLoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.RepositoryModelLoadResponse, _abc.Awaitable[_inference_pb2.RepositoryModelLoadResponse]]:
+        """Opens and warms a version beside the one in use; it answers calls that name it."""
+
+    @_abc_1.abstractmethod
+    def RepositoryModelUnload(
+        self,
+        request: _inference_pb2.RepositoryModelUnloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.RepositoryModelUnloadResponse, _abc.Awaitable[_inference_pb2.RepositoryModelUnloadResponse]]:
+        """Frees the loaded versions of a model that are not in use."""
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

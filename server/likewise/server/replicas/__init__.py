@@ -1,0 +1,1 @@
+"""Several replicas of a shard behind one `ShardSearch`: choice, hedging, failover, ejection and return."""

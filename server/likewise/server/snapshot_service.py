@@ -1,0 +1,175 @@
+"""The part of likewise.v1.GalleryService about snapshots, exports and imports."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol, runtime_checkable
+
+from likewise.server import access_log, validate
+from likewise.server.errors import Unimplemented
+from likewise.server.gallery_message import described
+from likewise.server.protocols import Galleries, GalleryHandle
+from likewise.server.transfers import Done
+from likewise.server.validate_galleries import page_size
+from likewise.shards.copying import Progress
+from likewise.shards.snapshots import Snapshot
+from likewise.shards.transfer import Manifest
+from likewise.v1 import gallery_service_pb2 as pb
+
+
+class Snapshots(Protocol):
+    """Named versions of galleries, and whole galleries as folders."""
+
+    async def create(self, gallery: str, name: str, *, version: int | None, note: str) -> Snapshot:
+        """Name a version, the newest if None; durable when it returns."""
+        ...
+
+    async def list(self, gallery: str) -> Sequence[Snapshot]:
+        """All of a gallery, by name."""
+        ...
+
+    async def delete(self, gallery: str, name: str) -> None:
+        """Forget one."""
+        ...
+
+    async def restore(self, gallery: str, snapshot: str, name: str, *, read_only: bool) -> GalleryHandle:
+        """Make a gallery of one and serve it."""
+        ...
+
+    def export(self, gallery: str, snapshot: str, folder: str) -> AsyncGenerator[Progress | Done[Manifest]]:
+        """Write a gallery to a folder of the export root; "" is the newest version."""
+        ...
+
+    def load(self, folder: str, name: str, *, read_only: bool) -> AsyncGenerator[Progress | Done[GalleryHandle]]:
+        """Make a gallery of such a folder and serve it; "" is the exported one's name."""
+        ...
+
+
+@runtime_checkable
+class HasSnapshots(Protocol):
+    """Galleries that have them."""
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Theirs."""
+        ...
+
+
+class SnapshotCalls:
+    """Methods of `GalleryService`."""
+
+    _galleries: Galleries
+
+    async def CreateSnapshot(
+        self, request: pb.GalleryServiceCreateSnapshotRequest, context: Any
+    ) -> pb.GalleryServiceCreateSnapshotResponse:
+        """See gallery_service.proto."""
+        version = request.version if request.HasField("version") else None
+        made = await self._snapshots(request.gallery).create(
+            request.gallery,
+            validate.required(request.snapshot, "snapshot"),
+            version=version,
+            note=request.note,
+        )
+        return pb.GalleryServiceCreateSnapshotResponse(snapshot=_message(made))
+
+    async def ListSnapshots(
+        self, request: pb.GalleryServiceListSnapshotsRequest, context: Any
+    ) -> pb.GalleryServiceListSnapshotsResponse:
+        """See gallery_service.proto."""
+        limit = page_size(request)
+        key = ("snapshots", request.gallery)
+        after = validate.page_start(request.page_token, key)
+        found = [one for one in await self._snapshots(request.gallery).list(request.gallery) if one.name > after]
+        chosen = found[:limit]
+        return pb.GalleryServiceListSnapshotsResponse(
+            snapshots=[_message(one) for one in chosen],
+            next_page_token=validate.page_token(chosen[-1].name, key) if len(found) > limit else "",
+        )
+
+    async def DeleteSnapshot(
+        self, request: pb.GalleryServiceDeleteSnapshotRequest, context: Any
+    ) -> pb.GalleryServiceDeleteSnapshotResponse:
+        """See gallery_service.proto."""
+        snapshots = self._snapshots(request.gallery)
+        await snapshots.delete(request.gallery, validate.required(request.snapshot, "snapshot"))
+        return pb.GalleryServiceDeleteSnapshotResponse()
+
+    async def RestoreSnapshot(
+        self, request: pb.GalleryServiceRestoreSnapshotRequest, context: Any
+    ) -> pb.GalleryServiceRestoreSnapshotResponse:
+        """See gallery_service.proto."""
+        handle = await self._snapshots(request.gallery).restore(
+            request.gallery,
+            validate.required(request.snapshot, "snapshot"),
+            validate.required(request.name, "name"),
+            read_only=request.read_only,
+        )
+        return pb.GalleryServiceRestoreSnapshotResponse(gallery=await described(handle))
+
+    async def ExportGallery(
+        self, request: pb.GalleryServiceExportGalleryRequest, context: Any
+    ) -> AsyncIterator[pb.GalleryServiceExportGalleryResponse]:
+        """See gallery_service.proto."""
+        snapshots = self._snapshots(request.gallery)
+        folder = validate.required(request.folder, "folder")
+        async with aclosing(snapshots.export(request.gallery, request.snapshot, folder)) as steps:
+            async for step in steps:
+                if isinstance(step, Done):
+                    done = _export(folder, step.result)
+                    yield pb.GalleryServiceExportGalleryResponse(progress=_progress(step.progress), export=done)
+                else:
+                    yield pb.GalleryServiceExportGalleryResponse(progress=_progress(step))
+
+    async def ImportGallery(
+        self, request: pb.GalleryServiceImportGalleryRequest, context: Any
+    ) -> AsyncIterator[pb.GalleryServiceImportGalleryResponse]:
+        """See gallery_service.proto."""
+        folder = validate.required(request.folder, "folder")
+        access_log.current().gallery = request.name
+        async with aclosing(self._served().load(folder, request.name, read_only=request.read_only)) as steps:
+            async for step in steps:
+                if isinstance(step, Done):
+                    gallery = await described(step.result)
+                    yield pb.GalleryServiceImportGalleryResponse(progress=_progress(step.progress), gallery=gallery)
+                else:
+                    yield pb.GalleryServiceImportGalleryResponse(progress=_progress(step))
+
+    def _snapshots(self, gallery: str) -> Snapshots:
+        self._galleries.get(validate.required(gallery, "gallery"))
+        access_log.current().gallery = gallery
+        return self._served()
+
+    def _served(self) -> Snapshots:
+        if not isinstance(self._galleries, HasSnapshots):
+            raise Unimplemented(
+                "snapshots, exports and imports of galleries in a cluster are not served by this release; stop it and "
+                "serve the store embedded, without --ray, for as long as that takes",
+                reason="CLUSTER",
+            )
+        return self._galleries.snapshots
+
+
+def _message(snapshot: Snapshot) -> pb.Snapshot:
+    message = pb.Snapshot(name=snapshot.name, version=snapshot.version, rows=snapshot.rows, note=snapshot.note)
+    message.create_time.FromMicroseconds(snapshot.created_micros)
+    return message
+
+
+def _progress(progress: Progress) -> pb.TransferProgress:
+    return pb.TransferProgress(
+        files_done=progress.files_done,
+        files=progress.files,
+        bytes_done=progress.bytes_done,
+        bytes=progress.bytes,
+    )
+
+
+def _export(folder: str, manifest: Manifest) -> pb.Export:
+    return pb.Export(
+        folder=folder,
+        gallery=manifest.gallery,
+        version=manifest.version,
+        rows=manifest.rows,
+        files=len(manifest.files),
+        bytes=manifest.bytes,
+    )

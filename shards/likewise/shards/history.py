@@ -1,0 +1,157 @@
+"""Which versions of a gallery stay: tags, versions in use, and what a clean-up may forget."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from likewise.shards.dataset_files import DatasetFiles
+from likewise.shards.failures import is_missing, told_apart
+from likewise.shards.protocols import HistoryGone, ShardError, StoreFailure
+from likewise.shards.sync import sync_files
+
+
+class TagExists(ShardError):
+    """The dataset has a tag of that name."""
+
+
+class TagNotFound(ShardError):
+    """The dataset has no tag of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A named version, which no clean-up removes.
+
+    Attributes:
+        name: Unique in the dataset.
+        version: What it names.
+        created: When it was made, UTC; None if the tag does not say.
+        metadata: What was stored with it.
+    """
+
+    name: str
+    version: int
+    created: datetime | None
+    metadata: Mapping[str, str]
+
+
+class History:
+    """The versions of one dataset. Blocking; safe in several threads.
+
+    Args:
+        reader: A `lance.LanceDataset` of its newest version.
+        files: What to flush after a tag is made.
+        oldest_needed: The oldest version that the gallery's fence needs, given a newest `lance.LanceDataset`.
+    """
+
+    def __init__(self, reader: Any, files: DatasetFiles, oldest_needed: Callable[[Any], int]) -> None:
+        self._reader = reader
+        self._files = files
+        self._oldest_needed = oldest_needed
+        # Held while anything is removed: what is in use is either named before a clean-up looks, or after it is done.
+        self._removing = threading.Lock()
+        self._pins: list[int] = []
+
+    def newest_version(self) -> int:
+        """The newest version in the store, whoever committed it."""
+        with told_apart("reading the store's version"):
+            return int(self._reader.latest_version)
+
+    def checkout(self, version: int) -> Any:
+        """A `lance.LanceDataset` at a version.
+
+        Raises:
+            HistoryGone: If it has been cleaned up.
+            StoreFailure: If it cannot be read or is not there yet.
+        """
+        try:
+            return self._reader.checkout_version(version)
+        except Exception as error:
+            if not is_missing(error):
+                raise StoreFailure(f"store version {version} cannot be read") from error
+            newest = self.newest_version()
+            if version > newest:
+                raise StoreFailure(f"store version {version} is not there yet, the newest is {newest}") from error
+            raise HistoryGone(f"store version {version} has been cleaned up, the newest is {newest}") from error
+
+    @contextmanager
+    def pinned(self, version: int) -> Iterator[Any]:
+        """A `lance.LanceDataset` at a version that no clean-up of this process removes inside the block.
+
+        Raises:
+            HistoryGone: If it has been cleaned up already.
+            StoreFailure: If it cannot be read or is not there yet.
+        """
+        with self._removing:
+            dataset = self.checkout(version)
+            self._pins.append(version)
+        try:
+            yield dataset
+        finally:
+            with self._removing:
+                self._pins.remove(version)
+
+    def clean_up(self, *, older_than_s: float, keep: int) -> int:
+        """Remove versions that are older than that and not among the newest `keep`; returns how many went.
+
+        Tagged and pinned versions stay, and so does everything from the newest writer's barrier on (see `fence`).
+        """
+        with told_apart("the clean-up failed"), self._removing:
+            newest = self._reader.checkout_version(self.newest_version())
+            oldest = min([self._oldest_needed(newest), *self._pins])
+            stats = newest.cleanup_old_versions(
+                older_than=timedelta(seconds=older_than_s),
+                retain_versions=max(keep, int(newest.version) - oldest + 1),
+                error_if_tagged_old_versions=False,
+            )
+            return int(stats.old_versions)
+
+    def tags(self) -> list[Tag]:
+        """All tags, by name."""
+        with told_apart("reading the snapshots"):
+            found: dict[str, dict[str, Any]] = self._reader.tags.list()
+        return [
+            Tag(name, int(tag["version"]), tag["created_at"], tag["metadata"] or {})
+            for name, tag in sorted(found.items())
+            if tag["branch"] is None
+        ]
+
+    def tag(self, name: str, version: int, metadata: Mapping[str, str]) -> None:
+        """Name a version; durable when this returns.
+
+        Raises:
+            TagExists: If the name is taken.
+            HistoryGone: If the version has been cleaned up.
+            StoreFailure: If the store refused, or has no such version yet.
+        """
+        with self._removing, told_apart("the snapshot could not be stored"):
+            self.checkout(version)
+            if name in self._reader.tags.list():
+                raise TagExists(name)
+            try:
+                self._reader.tags.create(name, version)
+            except ValueError as error:
+                if is_missing(error):
+                    raise HistoryGone(f"store version {version} has been cleaned up") from error
+                raise
+            try:
+                self._reader.tags.replace_metadata(name, dict(metadata))
+                sync_files(self._files.tag(name))
+            except Exception:
+                self._reader.tags.delete(name)
+                raise
+
+    def untag(self, name: str) -> None:
+        """Forget a name; its version goes with one of the next clean-ups.
+
+        Raises:
+            TagNotFound: If there is none of that name.
+            StoreFailure: If the store refused.
+        """
+        with self._removing, told_apart("the snapshot could not be deleted"):
+            if name not in self._reader.tags.list():
+                raise TagNotFound(name)
+            self._reader.tags.delete(name)

@@ -1,0 +1,74 @@
+"""Snapshots as a user sees them, over processes that are killed and started again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.integration.oracle import clustered
+from tests.integration.processes import ServerProcess, serving
+
+from likewise.client import Client, FailedPrecondition, Unimplemented
+
+DIM = 16
+
+
+def command(server: ServerProcess, *arguments: str) -> tuple[int, str]:
+    """Exit code, and what `likewise` printed."""
+    line = [sys.executable, "-m", "likewise.client.cli", *arguments, "--address", server.address]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_cluster_says_that_it_has_no_snapshots_yet(mode: str, client: Client, name: str) -> None:
+    gallery = client.create_gallery(name, dim=2)
+    try:
+        if mode == "ray":
+            for call in (gallery.snapshots, lambda: gallery.create_snapshot("s"), lambda: gallery.export("x")):
+                with pytest.raises(Unimplemented, match="serve the store embedded"):
+                    call()
+        else:
+            assert gallery.snapshots() == []
+    finally:
+        client.delete_gallery(name)
+
+
+@pytest.mark.slow
+def test_a_snapshot_outlives_a_killed_server_and_brings_deleted_items_back(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    data = clustered(500, DIM, queries=10)
+    ids = [f"i{row:04d}" for row in range(500)]
+    server = ServerProcess(store).start()
+    with Client(server.address) as client:
+        gallery = client.create_gallery("shop", dim=DIM, shards=2)
+        gallery.upsert(ids, vectors=data.vectors)
+        before = [gallery.search(vector=query, k=10).ids for query in data.queries]
+    assert command(server, "snapshot", "create", "shop", "good", "--note", "all there")[0] == 0
+    with Client(server.address) as client:
+        client.gallery("shop").delete(ids[:400])
+
+    server.kill()
+
+    with serving("embedded", store) as again, Client(again.address) as client:
+        code, listed = command(again, "snapshot", "list", "shop", "--json")
+        assert code == 0
+        assert [(one["name"], one["rows"], one["note"]) for one in json.loads(listed)] == [("good", 500, "all there")]
+        code, _ = command(again, "snapshot", "restore", "shop", "good", "past", "--read-only")
+        assert code == 0
+        past = client.gallery("past")
+        assert [past.search(vector=query, k=10).ids for query in data.queries] == before
+        assert client.gallery("shop").count() == 100
+        with pytest.raises(FailedPrecondition, match="read-only"):
+            past.upsert(["x"], vectors=np.ones((1, DIM)))
+        client.gallery("shop").delete_snapshot("good")
+        code, said = command(again, "snapshot", "restore", "shop", "good", "more")
+        assert (code, said) == (1, "likewise: gallery 'shop' has no snapshot 'good', it has []\n")
+        client.delete_gallery("shop")
+        assert past.count() == 500
+        again.kill()
+        again.start()
+        with Client(again.address) as later:
+            assert later.gallery("past").count() == 500
+            assert [one.name for one in later.galleries()] == ["past"]
