@@ -31,7 +31,7 @@ model: install
 	$(BIN)/python -m likewise.export.shapes.make
 
 bench: install
-	$(BIN)/likewise bench
+	$(BIN)/likewise bench goals $(if $(wildcard peers-out/results.jsonl),--lines peers-out/results.jsonl)
 
 build: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,10 +1,21 @@
 """The GeneCIS Combiner (Vaze et al., 2023), after CLIP4Cir's, scaled to the dimension of the space."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+_PUBLISHED_NAMES: Final = {
+    "text_projection_layer.": "text.0.",
+    "image_projection_layer.": "image.0.",
+    "combiner_layer.": "combine.0.",
+    "output_layer.": "output.",
+    "dynamic_scalar.": "gate.",
+}
+"""Layers by the names of GeneCIS's and CLIP4Cir's released weights, and by ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +57,22 @@ class Combiner(nn.Module):
         share = self.gate(joint)
         query = self.output(self.combine(joint)) + share * condition + (1 - share) * reference
         return functional.normalize(query, dim=1)
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Combiner's weights by our names; those that have them already, or are none of its, stay as they are."""
+    found = {}
+    for name, value in state.items():
+        published = next((prefix for prefix in _PUBLISHED_NAMES if name.startswith(prefix)), "")
+        found[_PUBLISHED_NAMES.get(published, "") + name.removeprefix(published)] = value
+    return found
+
+
+def config_of(state: Mapping[str, Tensor]) -> CombinerConfig:
+    """The sizes of a Combiner from its weights, by our names.
+
+    Raises:
+        KeyError: A layer that tells a size is missing.
+    """
+    projection, dim = state["text.0.weight"].shape
+    return CombinerConfig(dim=int(dim), projection=int(projection), hidden=len(state["combine.0.bias"]))

@@ -42,8 +42,8 @@ class TensorSpec:
 class PreprocessingSpec:
     """Fields of ``preprocess.Preprocessing``, kept here without its imports.
 
-    A field added after the first release has a default, and takes part in ``space_digest`` only where it differs from it:
-    spaces made before it was added keep their identity.
+    A field added after the first release has a default, and takes part in ``space_digest`` only where it differs from
+    it: spaces made before it was added keep their identity.
     """
 
     size: int

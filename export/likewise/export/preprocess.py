@@ -1,4 +1,4 @@
-"""A decoded image to an encoder's input tensor, with PIL's bicubic filter outside the graph.
+"""A decoded image to an encoder's input tensor, with PIL's filters outside the graph.
 
 Resizing inside an ONNX graph differs between runtimes and from PIL by enough to move features; so the graph
 starts at pixels.
@@ -15,6 +15,9 @@ from likewise.export.manifest import ManifestError, Model
 
 RESIZES: Final = ("shortest", "squash")
 CROPS: Final = ("center", "none")
+ROUNDINGS: Final = ("nearest", "torchvision", "transformers")
+
+_FILTERS: Final = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +26,28 @@ class Preprocessing:
 
     Attributes:
         size: Height and width of the result.
-        resize: "shortest" scales the shorter side to ``size``; "squash" scales both sides.
+        resize: "shortest" scales the shorter side to ``resize_to``; "squash" scales both sides.
         crop: "center" cuts the middle square; "none" asks that the resized image is square already.
-        interpolation: "bicubic", PIL's, with antialiasing.
+        interpolation: "bicubic" or "bilinear", PIL's, with antialiasing.
         mean: Per channel, subtracted from values in [0, 1].
         std: Per channel, divided by afterwards.
         targetpad: If given, an image whose sides' ratio exceeds this is padded to it with zeros first
             (CLIP4Cir uses 1.25).
+        rounding: What becomes of fractions of a pixel. "nearest" rounds the longer side half up and the crop's offset
+            down; "torchvision" cuts the longer side off and rounds the offset half to even; "transformers" cuts off
+            both. Models are fed as they were trained: a pixel more or less moves every patch.
+        resize_to: Length to resize to before the crop; ``size`` if not given. DINOv2 resizes to 256 and keeps 224.
     """
 
     size: int
     resize: Literal["shortest", "squash"] = "shortest"
     crop: Literal["center", "none"] = "center"
-    interpolation: Literal["bicubic"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     targetpad: float | None = None
+    rounding: Literal["nearest", "torchvision", "transformers"] = "nearest"
+    resize_to: int | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -47,10 +56,16 @@ class Preprocessing:
             raise ValueError(f"resize must be one of {RESIZES}, got {self.resize!r}")
         if self.crop not in CROPS:
             raise ValueError(f"crop must be one of {CROPS}, got {self.crop!r}")
-        if self.interpolation != "bicubic":
-            raise ValueError(f"interpolation must be 'bicubic', got {self.interpolation!r}")
+        if self.interpolation not in _FILTERS:
+            raise ValueError(f"interpolation must be one of {tuple(_FILTERS)}, got {self.interpolation!r}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {ROUNDINGS}, got {self.rounding!r}")
         if self.crop == "none" and self.resize == "shortest":
             raise ValueError("crop 'none' needs resize 'squash': the result would not be square")
+        if self.resize_to is not None and self.resize_to < self.size:
+            raise ValueError(f"resize_to must be at least size {self.size}: nothing to crop, got {self.resize_to}")
+        if self.resize_to not in (None, self.size) and self.crop == "none":
+            raise ValueError(f"resize_to {self.resize_to} needs crop 'center': the result must have size {self.size}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise ValueError(f"mean and std must have 3 values, std above 0; got {self.mean} and {self.std}")
         if self.targetpad is not None and self.targetpad < 1:
@@ -89,27 +104,39 @@ def to_tensor(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.float32
     if spec.targetpad is not None:
         image = _target_pad(image, spec.targetpad)
     width, height = image.size
-    if spec.resize == "squash":
-        new = (spec.size, spec.size)
-    else:
-        scale = spec.size / min(width, height)
-        new = (max(spec.size, int(width * scale + 0.5)), max(spec.size, int(height * scale + 0.5)))
+    new = _resized(width, height, spec)
     if spec.crop == "center":
         # Only the part of the source that the crop keeps is resized, so that a very long image costs no more
         # than a square.
-        left, top = (new[0] - spec.size) // 2, (new[1] - spec.size) // 2
+        left, top = (_offset(side - spec.size, spec) for side in new)
         box = (
             left * width / new[0],
             top * height / new[1],
             (left + spec.size) * width / new[0],
             (top + spec.size) * height / new[1],
         )
-        resized = image.resize((spec.size, spec.size), Image.Resampling.BICUBIC, box=box)
+        resized = image.resize((spec.size, spec.size), _FILTERS[spec.interpolation], box=box)
     else:
-        resized = image.resize(new, Image.Resampling.BICUBIC)
+        resized = image.resize(new, _FILTERS[spec.interpolation])
     values = np.asarray(resized, np.float32) / np.float32(255)
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1), np.float32)
+
+
+def _resized(width: int, height: int, spec: Preprocessing) -> tuple[int, int]:
+    target = spec.size if spec.resize_to is None else spec.resize_to
+    if spec.resize == "squash":
+        return target, target
+    shorter = min(width, height)
+    if spec.rounding == "nearest":
+        scale = target / shorter
+        return max(target, int(width * scale + 0.5)), max(target, int(height * scale + 0.5))
+    # In this order, as both libraries multiply first: the other order can end a pixel short.
+    return int(target * width / shorter), int(target * height / shorter)
+
+
+def _offset(excess: int, spec: Preprocessing) -> int:
+    return round(excess / 2) if spec.rounding == "torchvision" else excess // 2
 
 
 def _target_pad(image: Image.Image, ratio: float) -> Image.Image:

@@ -1,8 +1,10 @@
-"""ONNX Runtime on CPU for export checks and evaluation; the export side's one door to it."""
+"""ONNX Runtime on CPU for export checks, conversions and evaluation; the export side's one door to it."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,9 @@ import onnxruntime as ort
 from likewise.export.manifest import Family, ManifestError, load_repository
 from likewise.export.preprocess import preprocessing_of
 from likewise.export.tokenizer import tokenizer_of
+
+if TYPE_CHECKING:
+    import onnx  # at run time only where graphs are rewritten: evaluation does without it
 
 F32 = npt.NDArray[np.float32]
 
@@ -29,6 +34,103 @@ def run_graph(session: ort.InferenceSession, *inputs: npt.NDArray[Any]) -> F32:
     names = [node.name for node in session.get_inputs()]
     (output,) = session.run(None, dict(zip(names, inputs, strict=True)))
     return np.asarray(output, np.float32)
+
+
+def tensor_peaks(path: Path, names: Sequence[str], inputs: Sequence[npt.NDArray[Any]]) -> dict[str, float]:
+    """Largest finite absolute value of tensors inside a graph for one batch; attention masks are infinite by design.
+
+    Args:
+        path: The graph; one with these tensors as outputs is written beside it for the while.
+        names: Tensors, float32 ones.
+        inputs: In the graph's order.
+    """
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    probe = path.with_name(f".probe-{path.name}")
+    onnx.save(model, str(probe))
+    try:
+        options = ort.SessionOptions()
+        # Optimised away, a tensor cannot be looked at.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        session = ort.InferenceSession(str(probe), options, providers=["CPUExecutionProvider"])
+    finally:
+        probe.unlink()
+    feeds = dict(zip((node.name for node in session.get_inputs()), inputs, strict=True))
+    values = session.run(list(names), feeds)
+    peaks = (float(np.abs(value[np.isfinite(value)]).max(initial=0)) for value in values)
+    return dict(zip(names, peaks, strict=True))
+
+
+def float16_model(path: Path, *, kept_ops: Sequence[str], kept_nodes: Sequence[str]) -> "onnx.ModelProto":
+    """A graph with float16 weights and arithmetic, float32 inputs and outputs.
+
+    Args:
+        path: A float32 graph.
+        kept_ops: Operators that stay float32, besides those that ONNX Runtime itself keeps.
+        kept_nodes: Names of further nodes that stay float32.
+    """
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    converted: onnx.ModelProto = convert_float_to_float16(
+        str(path),
+        keep_io_types=True,
+        op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept_ops],
+        node_block_list=list(kept_nodes),
+    )
+    return converted
+
+
+def quantize_weights(path: Path, target: Path) -> None:
+    """Write a graph whose weight multiplications are int8, the activations quantised as they come.
+
+    Weights are unsigned, a scale for each output channel: signed ones saturate on x86 without VNNI (16-bit sums of
+    8-bit products), so that a graph that passed its checks on one machine would be wrong on another.
+
+    Args:
+        path: A float32 graph.
+        target: Where the new one goes; with external data beside it if the graph has it.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    external = path.with_name(f"{path.name}.data").exists()
+    prepared = target.with_name(f"prepared-{target.name}")
+    with _quiet_root_logger():
+        # The runtime asks for this step: it infers the shapes by which weights are told from activations.
+        quant_pre_process(
+            str(path),
+            str(prepared),
+            skip_symbolic_shape=True,
+            save_as_external_data=external,
+            all_tensors_to_one_file=True,
+        )
+        quantize_dynamic(
+            str(prepared),
+            str(target),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QUInt8,
+            use_external_data_format=external,
+            extra_options={"MatMulConstBOnly": True},
+        )
+    for file in prepared.parent.glob(f"{prepared.name}*"):
+        file.unlink()
+
+
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """The quantiser logs its advice to the root logger, whatever the caller configured."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 class OnnxFamily:

@@ -84,7 +84,7 @@ def test_scenes_of_one_object_ask_nothing_and_still_have_a_gradient() -> None:
     logits = _logits((_STAR, _BLUE)).requires_grad_()
 
     loss, accuracy = binding_loss(logits, _things(((_STAR, _RED),)), _known())
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
 
     assert (loss.item(), accuracy) == (0.0, 0.0)
     assert logits.grad is not None

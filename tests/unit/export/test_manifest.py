@@ -17,6 +17,7 @@ from likewise.export.manifest import (
     load_repository,
     read_manifest,
     space_digest,
+    weights_sha256,
     write_manifest,
 )
 
@@ -182,6 +183,28 @@ def test_the_space_digest_depends_on_graph_preprocessing_and_dimension_only() ->
     }
     assert digest not in changed
     assert len(changed) == 3
+
+
+def test_weights_beside_the_graph_take_part_in_the_space() -> None:
+    # Two trainings of one architecture have the same graph: only their data files differ.
+    graph, first, second = "0" * 64, "1" * 64, "2" * 64
+
+    inside = weights_sha256({"model.onnx": graph, "tokenizer.json": first})
+    one, other = (weights_sha256({"model.onnx": graph, "model.onnx.data": data}) for data in (first, second))
+
+    assert inside == graph
+    assert len({graph, one, other}) == 3
+
+
+def test_what_preprocessing_learnt_to_say_later_leaves_older_spaces_as_they_are() -> None:
+    spec = {"model_sha256": "0" * 64, "dim": 8}
+
+    digest = space_digest(preprocessing=_SPEC, **spec)  # type: ignore[arg-type]
+
+    # Computed by the release before the fields were there.
+    assert digest == "sha256:8d26084a7b61b19470d68f11d7930f458417d62f29e463c43964b9bdb567d8e7"
+    assert digest != space_digest(preprocessing=replace(_SPEC, rounding="torchvision"), **spec)  # type: ignore[arg-type]
+    assert digest != space_digest(preprocessing=replace(_SPEC, resize_to=80), **spec)  # type: ignore[arg-type]
 
 
 def test_the_built_in_repository_verifies_and_its_family_shares_one_space() -> None:

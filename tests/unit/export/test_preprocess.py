@@ -91,8 +91,66 @@ def test_a_greyscale_image_is_refused() -> None:
         pytest.param({"size": 8, "crop": "none"}, "would not be square", id="crop"),
         pytest.param({"size": 8, "std": (1.0, 0.0, 1.0)}, "std above 0", id="std"),
         pytest.param({"size": 8, "targetpad": 0.5}, "targetpad must be at least 1", id="targetpad"),
+        pytest.param({"size": 8, "interpolation": "nearest"}, "interpolation must be one of", id="interpolation"),
+        pytest.param({"size": 8, "rounding": "up"}, "rounding must be one of", id="rounding"),
+        pytest.param({"size": 8, "resize_to": 6}, "resize_to must be at least size 8.*got 6", id="resize_to"),
+        pytest.param({"size": 8, "resize": "squash", "crop": "none", "resize_to": 9}, "needs crop", id="nothing cut"),
     ],
 )
 def test_impossible_settings_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Preprocessing(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rounding", "longer", "left"),
+    [
+        # 100 x 151 to a shorter side of 10: the longer one is 15.1; then 101 x 200: 19.8.
+        pytest.param("nearest", (15, 20), (2, 5), id="nearest"),
+        pytest.param("torchvision", (15, 19), (2, 4), id="torchvision"),
+        pytest.param("transformers", (15, 19), (2, 4), id="transformers"),
+    ],
+)
+def test_fractions_of_a_pixel_are_rounded_as_the_models_own_library_does(
+    rounding: str, longer: tuple[int, int], left: tuple[int, int]
+) -> None:
+    spec = Preprocessing(size=10, rounding=rounding, mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[arg-type]
+
+    for source, new, offset in zip(((151, 100), (200, 101)), longer, left, strict=True):
+        image = _gradient(*source)
+        resized = image.resize((new, 10), Image.Resampling.BICUBIC)
+        expected = np.asarray(resized.crop((offset, 0, offset + 10, 10))).transpose(2, 0, 1) / 255
+        assert np.abs(to_tensor(image, spec) - expected).max() <= 1.01 / 255
+
+
+def test_torchvision_rounds_the_crops_offset_half_to_even_and_transformers_down() -> None:
+    pixels = np.zeros((8, 11, 3), np.uint8)
+    pixels[:, 2:] = 255
+
+    columns = {
+        rounding: to_tensor(Image.fromarray(pixels), Preprocessing(size=8, rounding=rounding))[0, 0, 0]
+        for rounding in ("torchvision", "transformers")
+    }
+
+    # The excess of 3 is cut in halves of 1.5: two columns off on the left, or one.
+    assert columns == {"torchvision": 1.0, "transformers": -1.0}
+
+
+def test_an_image_can_be_resized_to_more_than_is_kept() -> None:
+    image = _gradient(60, 90)
+
+    tensor = to_tensor(image, Preprocessing(size=20, resize_to=30, mean=(0, 0, 0), std=(1, 1, 1)))
+
+    whole = image.resize((30, 45), Image.Resampling.BICUBIC)
+    expected = np.asarray(whole.crop((5, 12, 25, 32))).transpose(2, 0, 1) / 255
+    assert np.abs(tensor - expected).max() <= 1.01 / 255
+
+
+def test_bilinear_is_pils() -> None:
+    image = _gradient(50, 50)
+
+    tensor = to_tensor(image, Preprocessing(size=16, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)))
+
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(tensor, expected, atol=1e-6)
+    assert not np.allclose(tensor, to_tensor(image, Preprocessing(size=16, mean=(0, 0, 0), std=(1, 1, 1))))

@@ -1,0 +1,1 @@
+"""Likewise beside what a user would pick instead: the parts of `benchmarks/peers.py`."""
