@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ def test_fp16_keeps_norms_and_softmax_in_fp32_and_multiplies_in_fp16(tmp_path: P
     convert(path, "fp16", [x.numpy() for x in _sample(4)])
 
     kept = {op: _types(path, op) for op in ("LayerNormalization", "Softmax", "ReduceL2")}
-    assert kept == dict.fromkeys(kept, {onnx.TensorProto.FLOAT})
+    assert kept == {op: {onnx.TensorProto.FLOAT} for op in kept}
     assert onnx.TensorProto.FLOAT16 in _types(path, "Gemm") | _types(path, "MatMul")
 
 
@@ -160,9 +160,7 @@ def test_ranks_that_change_are_refused_though_every_vector_is_close(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("precision", "amount"), [("fp32", 2e-3), ("fp16", 0.3), ("int8", 0.3)])
-def test_vectors_beyond_the_limit_of_their_precision_are_refused(
-    tmp_path: Path, precision: str, amount: float
-) -> None:
+def test_vectors_beyond_the_limit_of_their_precision_are_refused(tmp_path: Path, precision: str, amount: float) -> None:
     path = _graph(_Block(), tmp_path)
 
     with pytest.raises(ParityError, match=rf"\({precision}\), batch 1: unit vectors differ by"):
@@ -231,10 +229,10 @@ def _part(module: nn.Module, *, precision: str = "fp32", name: str = "toy-image"
 
 
 @pytest.fixture
-def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Path]]]:
+def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Path]]:
     """An exporter that writes a graph of other weights, as one that is silently wrong does (pytorch#166797)."""
     written: list[Path] = []
-    right = repository.export_graph
+    right = repository.export_graph  # type: ignore[attr-defined]
 
     def wrong(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, **options: object) -> None:
         with torch.no_grad():
@@ -246,7 +244,7 @@ def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Pat
         written.append(path)
 
     monkeypatch.setattr(repository, "export_graph", wrong)
-    yield lambda: written
+    return lambda: written
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -279,8 +277,10 @@ def test_weights_beside_the_graph_are_hashed_and_decide_the_space(tmp_path: Path
     for seed in (0, 1):
         module = _Block()
         with torch.no_grad():
-            module.second.bias += seed
-        (model,) = write_family(tmp_path / str(seed), "toy", (_part(module),), dim=_DIM, max_batch=8, external_data_over=0)
+            module.second.bias.add_(seed)
+        (model,) = write_family(
+            tmp_path / str(seed), "toy", (_part(module),), dim=_DIM, max_batch=8, external_data_over=0
+        )
         assert set(model.manifest.files) == {"model.onnx", "model.onnx.data"}
         spaces[seed] = (model.manifest.space, model.manifest.files["model.onnx"])
         assert run_graph(open_session(model.file()), np.zeros((3, 3, 3, 3), np.float32)).shape == (3, _DIM)
