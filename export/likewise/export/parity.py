@@ -107,9 +107,9 @@ def check_parity(
 
     def compare(actual: F64, expected: F64) -> None:
         nonlocal difference, cosine
-        difference = max(difference, float(np.abs(actual - expected).max()))
-        cosine = min(cosine, float((actual * expected).sum(1).min()))
-        # Written so that NaN fails.
+        # numpy's, which keep a NaN that Python's max() and min() would lose; the comparison then fails with it.
+        difference = float(np.maximum(difference, np.abs(actual - expected).max()))
+        cosine = float(np.minimum(cosine, (actual * expected).sum(1).min()))
         if not (difference <= limits.difference and cosine >= limits.cosine):
             raise ParityError(
                 f"{path.name} ({precision}), batch {len(actual)}: unit vectors differ by {difference:.2e} "

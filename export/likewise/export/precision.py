@@ -12,9 +12,11 @@ from typing import Any, Final
 
 import numpy.typing as npt
 import onnx
+import onnx_ir
+from onnx_ir.passes.common import TopologicalSortPass
 
 from likewise.export.manifest import PRECISIONS
-from likewise.export.runtime import float16_model, quantize_weights, tensor_peaks
+from likewise.export.runtime import float16_model, quantized_model, tensor_peaks
 
 KEPT_OPS: Final = (
     "LayerNormalization",
@@ -50,7 +52,7 @@ def convert(path: Path, precision: str, inputs: Sequence[npt.NDArray[Any]]) -> d
         path: The graph, replaced; external data stays external.
         precision: "fp32" (nothing is done), "fp16", or "int8": weights of MatMul and Gemm are int8 with a scale for
             each output channel, activations are quantised as they come.
-        inputs: A real batch, in the graph's order.
+        inputs: A few real rows, in the graph's order.
 
     Returns:
         What is worth keeping about it: for fp16, how many nodes were kept float32 for their range.
@@ -63,7 +65,7 @@ def convert(path: Path, precision: str, inputs: Sequence[npt.NDArray[Any]]) -> d
     if precision == "fp16":
         return _to_float16(path, inputs)
     if precision == "int8":
-        _to_int8(path)
+        _save(quantized_model(path), path)
     return {}
 
 
@@ -89,7 +91,7 @@ def _to_float16(path: Path, inputs: Sequence[npt.NDArray[Any]]) -> dict[str, Any
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False)).graph
     wide = _wide_nodes(path, graph, inputs)
     model = float16_model(path, kept_ops=KEPT_OPS, kept_nodes=sorted(wide | normalising_nodes(graph)))
-    _save(model, path)
+    _save(without_detours(model), path)
     return {"nodes_kept_fp32_for_range": len(wide)}
 
 
@@ -111,17 +113,52 @@ def _float_tensors(graph: onnx.GraphProto) -> Iterator[str]:
             yield from (name for name in node.output if name in floats)
 
 
-def _to_int8(path: Path) -> None:
-    target = path.with_name(f"int8-{path.name}")
-    quantize_weights(path, target)
-    # Through memory, so that the graph names the data file that will lie beside it.
-    model = onnx.load(str(target))
-    for file in target.parent.glob(f"{target.name}*"):
-        file.unlink()
-    _save(model, path)
+def without_detours(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A converted graph, in order, without casts from float32 to float16 and back.
+
+    The converter appends its casts out of order, which the standard forbids, and casts between two nodes that both stay
+    float32, the graph's output among them: that would round what they were kept for.
+    """
+    model = onnx_ir.to_proto(TopologicalSortPass()(onnx_ir.from_proto(model)).model)
+    # Types as they are now: the recorded ones are of the graph before.
+    del model.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = (*inferred.value_info, *inferred.input)
+    floats = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    narrowed = {node.output[0]: node.input[0] for node in model.graph.node if _casts(node, onnx.TensorProto.FLOAT16)}
+    outputs = {value.name for value in model.graph.output} | set(_names_in_branches(model.graph))
+    direct: dict[str, str] = {}
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = direct.get(name, name)
+        if _casts(node, onnx.TensorProto.FLOAT) and narrowed.get(node.input[0], "") in floats:
+            source = direct.get(narrowed[node.input[0]], narrowed[node.input[0]])
+            node.input[0] = source
+            if node.output[0] not in outputs:
+                direct[node.output[0]] = source
+    used = outputs | {name for node in model.graph.node for name in node.input if node.output[0] not in direct}
+    kept = [node for node in model.graph.node if node.op_type != "Cast" or node.output[0] in used]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return model
+
+
+def _names_in_branches(graph: onnx.GraphProto) -> Iterator[str]:
+    """Tensors that the bodies of If and Loop read: they name them without taking them as inputs."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from (name for inner in body.node for name in inner.input)
+                yield from _names_in_branches(body)
+
+
+def _casts(node: onnx.NodeProto, to: int) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == to for a in node.attribute)
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
+    # Types of the tensors as they were before.
+    del model.graph.value_info[:]
     data = path.with_name(f"{path.name}.data")
     external = data.exists()
     data.unlink(missing_ok=True)

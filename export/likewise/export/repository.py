@@ -36,6 +36,9 @@ from likewise.export.parity import check_parity, figures
 from likewise.export.precision import convert
 from likewise.export.to_onnx import EXTERNAL_DATA_OVER, export_graph
 
+_CONVERTED_ON: Final = 16
+"""Rows on which a conversion looks at the range of a graph's tensors."""
+
 _TRITON_TYPES: Final = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
 
 
@@ -164,7 +167,7 @@ def _export(part: Part, folder: Path, *, max_batch: int, external_data_over: int
     export_graph(
         part.module, examples, graph, names=names, output=part.output.name, external_data_over=external_data_over
     )
-    facts = convert(graph, part.precision, [x.numpy() for x in examples])
+    facts = convert(graph, part.precision, [x.numpy() for x in part.sample(_CONVERTED_ON)])
     parity = check_parity(part.module, graph, part.sample, max_batch=max_batch, precision=part.precision)
     for name, source in part.extra.items():
         shutil.copyfile(source, folder / name)

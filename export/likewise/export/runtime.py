@@ -1,6 +1,7 @@
 """ONNX Runtime on CPU for export checks, conversions and evaluation; the export side's one door to it."""
 
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,12 +38,12 @@ def run_graph(session: ort.InferenceSession, *inputs: npt.NDArray[Any]) -> F32:
 
 
 def tensor_peaks(path: Path, names: Sequence[str], inputs: Sequence[npt.NDArray[Any]]) -> dict[str, float]:
-    """Largest finite absolute value of tensors inside a graph for one batch; attention masks are infinite by design.
+    """Largest finite absolute value of tensors inside a graph; attention masks are infinite by design.
 
     Args:
         path: The graph; one with these tensors as outputs is written beside it for the while.
         names: Tensors, float32 ones.
-        inputs: In the graph's order.
+        inputs: In the graph's order; run two rows at a time, for all these tensors are held at once.
     """
     import onnx
 
@@ -59,10 +60,13 @@ def tensor_peaks(path: Path, names: Sequence[str], inputs: Sequence[npt.NDArray[
         session = ort.InferenceSession(str(probe), options, providers=["CPUExecutionProvider"])
     finally:
         probe.unlink()
-    feeds = dict(zip((node.name for node in session.get_inputs()), inputs, strict=True))
-    values = session.run(list(names), feeds)
-    peaks = (float(np.abs(value[np.isfinite(value)]).max(initial=0)) for value in values)
-    return dict(zip(names, peaks, strict=True))
+    wanted = [node.name for node in session.get_inputs()]
+    peaks = dict.fromkeys(names, 0.0)
+    for start in range(0, len(inputs[0]), 2):
+        feeds = {name: value[start : start + 2] for name, value in zip(wanted, inputs, strict=True)}
+        for name, value in zip(names, session.run(list(names), feeds), strict=True):
+            peaks[name] = max(peaks[name], float(np.abs(value[np.isfinite(value)]).max(initial=0)))
+    return peaks
 
 
 def float16_model(path: Path, *, kept_ops: Sequence[str], kept_nodes: Sequence[str]) -> "onnx.ModelProto":
@@ -84,22 +88,26 @@ def float16_model(path: Path, *, kept_ops: Sequence[str], kept_nodes: Sequence[s
     return converted
 
 
-def quantize_weights(path: Path, target: Path) -> None:
-    """Write a graph whose weight multiplications are int8, the activations quantised as they come.
+def quantized_model(path: Path) -> "onnx.ModelProto":
+    """A graph whose weight multiplications are int8, the activations quantised as they come.
 
     Weights are unsigned, a scale for each output channel: signed ones saturate on x86 without VNNI (16-bit sums of
     8-bit products), so that a graph that passed its checks on one machine would be wrong on another.
 
     Args:
-        path: A float32 graph.
-        target: Where the new one goes; with external data beside it if the graph has it.
+        path: A float32 graph, with external data beside it or without.
+
+    Returns:
+        The new one, with its weights.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     external = path.with_name(f"{path.name}.data").exists()
-    prepared = target.with_name(f"prepared-{target.name}")
-    with _quiet_root_logger():
+    # A folder of their own: with external data both steps leave files of names that they make up.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet_root_logger():
+        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
         # The runtime asks for this step: it infers the shapes by which weights are told from activations.
         quant_pre_process(
             str(path),
@@ -110,15 +118,14 @@ def quantize_weights(path: Path, target: Path) -> None:
         )
         quantize_dynamic(
             str(prepared),
-            str(target),
+            str(quantized),
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QUInt8,
             use_external_data_format=external,
             extra_options={"MatMulConstBOnly": True},
         )
-    for file in prepared.parent.glob(f"{prepared.name}*"):
-        file.unlink()
+        return onnx.load(str(quantized))
 
 
 @contextmanager
