@@ -17,6 +17,9 @@ RESIZES: Final = ("shortest", "squash")
 CROPS: Final = ("center", "none")
 ROUNDINGS: Final = ("nearest", "torchvision", "transformers")
 
+_STRIP: Final = 8
+"""Ratio of sides beyond which an image is not resized whole: a strip of one pixel would become millions wide."""
+
 _FILTERS: Final = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -105,19 +108,24 @@ def to_tensor(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.float32
         image = _target_pad(image, spec.targetpad)
     width, height = image.size
     new = _resized(width, height, spec)
-    if spec.crop == "center":
-        # Only the part of the source that the crop keeps is resized, so that a very long image costs no more
-        # than a square.
-        left, top = (_offset(side - spec.size, spec) for side in new)
-        box = (
-            left * width / new[0],
-            top * height / new[1],
-            (left + spec.size) * width / new[0],
-            (top + spec.size) * height / new[1],
-        )
-        resized = image.resize((spec.size, spec.size), _FILTERS[spec.interpolation], box=box)
+    kernel = _FILTERS[spec.interpolation]
+    if spec.crop == "none":
+        resized = image.resize(new, kernel)
     else:
-        resized = image.resize(new, _FILTERS[spec.interpolation])
+        left, top = (_offset(side - spec.size, spec) for side in new)
+        if spec.rounding == "nearest" or max(new) > _STRIP * min(new):
+            # Only the part of the source that the crop keeps is resized, so that a very long image costs no more
+            # than a square.
+            box = (
+                left * width / new[0],
+                top * height / new[1],
+                (left + spec.size) * width / new[0],
+                (top + spec.size) * height / new[1],
+            )
+            resized = image.resize((spec.size, spec.size), kernel, box=box)
+        else:
+            # As the two libraries do it: Pillow rounds a few pixels of a part otherwise than those of the whole.
+            resized = image.resize(new, kernel).crop((left, top, left + spec.size, top + spec.size))
     values = np.asarray(resized, np.float32) / np.float32(255)
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1), np.float32)

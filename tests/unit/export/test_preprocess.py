@@ -146,6 +146,16 @@ def test_an_image_can_be_resized_to_more_than_is_kept() -> None:
     assert np.abs(tensor - expected).max() <= 1.01 / 255
 
 
+@pytest.mark.parametrize("rounding", ["torchvision", "transformers"])
+def test_a_strip_is_not_resized_whole(rounding: str) -> None:
+    # Whole, it would be 64 x 3,200,000 pixels: 600 MB.
+    image = Image.new("RGB", (50_000, 1), "white")
+
+    tensor = to_tensor(image, Preprocessing(size=64, rounding=rounding))  # type: ignore[arg-type]
+
+    np.testing.assert_array_equal(tensor, np.ones((3, 64, 64), np.float32))
+
+
 def test_bilinear_is_pils() -> None:
     image = _gradient(50, 50)
 
