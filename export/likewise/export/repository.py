@@ -32,7 +32,7 @@ from likewise.export.manifest import (
     weights_sha256,
     write_manifest,
 )
-from likewise.export.parity import check_parity, figures
+from likewise.export.parity import ParityError, check_parity, figures
 from likewise.export.precision import convert
 from likewise.export.to_onnx import EXTERNAL_DATA_OVER, export_graph
 
@@ -168,7 +168,10 @@ def _export(part: Part, folder: Path, *, max_batch: int, external_data_over: int
         part.module, examples, graph, names=names, output=part.output.name, external_data_over=external_data_over
     )
     facts = convert(graph, part.precision, [x.numpy() for x in part.sample(_CONVERTED_ON)])
-    parity = check_parity(part.module, graph, part.sample, max_batch=max_batch, precision=part.precision)
+    try:
+        parity = check_parity(part.module, graph, part.sample, max_batch=max_batch, precision=part.precision)
+    except ParityError as error:
+        raise ParityError(f"{part.name}: {error}; nothing was written") from error
     for name, source in part.extra.items():
         shutil.copyfile(source, folder / name)
     return {**figures(parity, part.precision), **facts}

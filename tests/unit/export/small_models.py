@@ -1,6 +1,7 @@
 """Real classes of open_clip and transformers with random weights, small, written as a user would have them on disk."""
 
 import json
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -127,6 +128,42 @@ def dino_folder(folder: Path) -> Path:
         image_std=[0.229, 0.224, 0.225],
     ).save_pretrained(folder)
     return folder
+
+
+def dino3_folder(folder: Path) -> Path:
+    """A transformers DINOv3, whose processor works on floats."""
+    torch.manual_seed(0)
+    config = transformers.DINOv3ViTConfig(**_VISION, num_register_tokens=2)
+    lively(transformers.DINOv3ViTModel(config)).save_pretrained(folder)
+    transformers.DINOv3ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return folder
+
+
+def siglip2_folder(folder: Path) -> Path:
+    """A SigLIP 2 of a fixed resolution: SigLIP's classes, a byte-pair tokenizer, and texts filled up on the left."""
+    torch.manual_seed(0)
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *string.ascii_lowercase]
+    merges = [("\u2581", "a"), ("r", "e"), ("re", "d"), ("\u2581", "red"), ("s", "t"), ("a", "r"), ("st", "ar")]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, *("".join(pair) for pair in merges)])}
+    tokenizer = transformers.Siglip2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,  # type: ignore[arg-type]  # pairs are taken too
+        model_max_length=LENGTH,
+        padding_side="left",
+    )
+    text = _TEXT | {"vocab_size": len(vocabulary), "projection_size": 48, "bos_token_id": 2, "eos_token_id": 1}
+    config = transformers.SiglipConfig(text_config=text | {"pad_token_id": 0}, vision_config=_VISION)
+    lively(transformers.SiglipModel(config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformers.SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return folder
+
+
+def create_open_clip(name: str) -> torch.nn.Module:
+    """A model of open_clip's own list, whole, with random weights."""
+    made: torch.nn.Module = open_clip.create_model(name)
+    return made
 
 
 def open_clip_config(**changes: Any) -> dict[str, Any]:

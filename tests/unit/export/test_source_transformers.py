@@ -32,6 +32,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "siglip": small_models.siglip_folder,
         "vit": small_models.vit_folder,
         "dino": small_models.dino_folder,
+        "dino3": small_models.dino3_folder,
+        "siglip2": small_models.siglip2_folder,
     }
     return {name: make(root / name) for name, make in makers.items()}
 
@@ -54,7 +56,7 @@ def _served_pixels(model: Model) -> Any:
     return np.stack([to_tensor(picture, spec) for picture in golden.pictures(4)])
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
 def test_both_towers_compute_what_transformers_computes(
     name: str, folders: dict[str, Path], published: Callable[[str], tuple[Model, ...]]
 ) -> None:
@@ -83,7 +85,7 @@ def test_clips_features_come_after_the_projection(
     assert model.config.vision_config.hidden_size != small_models.DIM
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "vit", "dino"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "vit", "dino", "dino3"])
 def test_preprocessing_equals_the_models_own_processor(
     name: str, folders: dict[str, Path], published: Callable[[str], tuple[Model, ...]]
 ) -> None:
@@ -96,7 +98,7 @@ def test_preprocessing_equals_the_models_own_processor(
         assert (np.abs(to_tensor(picture, spec) - expected) * std * 255).max() <= 1.01
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
 def test_token_ids_equal_the_models_own_on_odd_texts(
     name: str, folders: dict[str, Path], published: Callable[[str], tuple[Model, ...]]
 ) -> None:
@@ -120,6 +122,17 @@ def test_siglips_texts_are_filled_up_to_the_models_length_with_its_padding(
     assert len(ids) == spec.max_length == small_models.LENGTH
     assert (ids[-8:] == spec.pad_id).all()
     assert spec.pad_id != 0
+
+
+def test_a_tokenizer_that_fills_up_on_the_left_does_so_here_too(
+    published: Callable[[str], tuple[Model, ...]],
+) -> None:
+    _, text = published("siglip2")
+
+    ids = tokenizer_of(text)(["a star"]).ids[0]
+
+    assert (ids[:10] == 0).all()
+    assert ids[-1] != 0
 
 
 def test_a_vision_model_is_a_family_of_an_image_encoder_alone(
@@ -249,6 +262,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_counts_and_names(
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="its configuration cannot be loaded"):
         hugging_face.load(str(tmp_path))
+    with pytest.raises(SourceError, match="nowhere: there is no such folder"):
+        hugging_face.load(str(tmp_path / "nowhere"))
 
 
 def test_a_model_without_a_processor_is_refused(tmp_path: Path) -> None:

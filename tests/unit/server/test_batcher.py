@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -286,19 +287,24 @@ async def test_a_report_has_the_wait_of_every_item(doubler: Doubler) -> None:
     reports: list[BatchReport] = []
     batcher = Batcher(doubler, name="doubler", limits=BatchLimits(max_batch=4, max_items=8), on_batch=reports.append)
     doubler.gate.clear()
-    calls = [asyncio.create_task(call(batcher, 0))]
-    for _ in range(2):
-        calls.append(asyncio.create_task(call(batcher, 1)))
-        await doubler.running() if len(calls) == 2 else await asyncio.sleep(0)
+    first_calls = [asyncio.create_task(call(batcher, 0)) for _ in range(2)]
+    await doubler.running()
+    late_call = asyncio.create_task(call(batcher, 1))
+    await asyncio.sleep(0)  # it queues as soon as it runs
+    assert batcher.waiting == 1
+    queued = time.perf_counter()
+    await asyncio.to_thread(lambda: None)
+    waited = time.perf_counter() - queued
     doubler.gate.set()
 
-    await asyncio.gather(*calls)
+    await asyncio.gather(*first_calls, late_call)
+    await batcher.close()
 
     first, second = reports
-    assert first.size == len(first.queue_s) == 2
-    # The late one waited for the whole of the first batch.
-    assert second.queue_s[0] > max(first.queue_s)
-    await batcher.close()
+    assert (first.size, len(first.queue_s)) == (2, 2)
+    assert (second.size, len(second.queue_s)) == (1, 1)
+    # The late one was waiting before `queued` and the batch before it could not end until the gate opened.
+    assert second.queue_s[0] >= waited
 
 
 class DeadlineReader:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from likewise.export.manifest import TokenizerSpec
 from likewise.export.preprocess import Preprocessing
 from likewise.export.sources.checkpoint import CheckpointError, SourceError, mismatch, mismatch_in
+from likewise.export.sources.libraries import library
 from likewise.export.sources.tokenizers_json import from_backend, from_sentencepiece
 from likewise.export.sources.towers import TOKENIZER_FILE, ImageTower, Source, TextTower
 
-DUAL: Final = ("clip", "siglip", "metaclip_2")
+DUAL: Final = ("clip", "siglip")
 """Model types whose two towers read pixels and padded ids alone; others need a mask or pictures cut up beforehand."""
 
 _IGNORED: Final = ("position_ids",)
@@ -87,10 +88,11 @@ def load(
         SourceError: It is of a kind that is not served, or its parts do not fit each other; the message has the fix.
         CheckpointError: The weights do not fit the model.
     """
-    import transformers
-
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise SourceError(f"{name}: there is no such folder")
+    transformers = library("transformers")
     # What it has to say of missing weights is an error here, and said once.
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()
     config = _fetched(lambda: transformers.AutoConfig.from_pretrained(name), name, "configuration")
     kind = str(config.model_type)
     label = Path(name).name

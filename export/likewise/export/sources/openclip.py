@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from likewise.export.manifest import TokenizerSpec
 from likewise.export.preprocess import Preprocessing
 from likewise.export.sources.checkpoint import CheckpointError, SourceError, mismatch_in, shown
+from likewise.export.sources.libraries import library
 from likewise.export.sources.tokenizers_json import from_backend, from_clip_bpe
 from likewise.export.sources.towers import TOKENIZER_FILE, ImageTower, Source, TextTower
 
@@ -68,7 +69,7 @@ def load(
         SourceError: The name, the tag or the activation does not fit; the message has the fix.
         CheckpointError: The weights do not fit the model.
     """
-    open_clip = _open_clip()
+    open_clip = library("open_clip")
     if Path(name).is_dir():
         name = f"{_FOLDER}{name}"
     facts: dict[str, str] = {}
@@ -85,19 +86,6 @@ def load(
     label = name.removeprefix(_HUB).removeprefix(_FOLDER)
     suffix = "" if pretrained is None else f"-{Path(pretrained).stem}"
     return Source(f"{Path(label).name}{suffix}", image, text, ("open_clip_torch", "torchvision"), facts)
-
-
-def _open_clip() -> Any:
-    try:
-        import open_clip
-    except RuntimeError as error:
-        # torchvision's C++ operators are missing where it was built for another torch.
-        raise SourceError(
-            f"open_clip cannot be imported: {error}. torchvision does not fit this torch; install the two of one "
-            "release "
-            "from one index (pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu)"
-        ) from error
-    return open_clip
 
 
 def _check_weights(open_clip: Any, name: str, pretrained: str | None, *, quick_gelu: bool) -> dict[str, str]:
