@@ -1,7 +1,9 @@
 """Dynamic batching: single items of many callers run together on one thread.
 
 A batch starts at once when the runner is idle and collects while one runs, so that batches grow with the load and an
-idle server adds no wait (Crankshaw et al., Clipper, 2017, section 4.3). Callers take turns within a batch: a call of a
+idle server adds no wait (Crankshaw et al., Clipper, 2017, section 4.3). Callers that were answered together tend to
+call again together, so right after a batch the next one waits a moment for them: without that the first to come back
+runs alone and the others wait for it. Callers take turns within a batch: a call of a
 thousand items leaves room in every batch for the call of one. A batch has until the latest deadline of its callers:
 whoever runs it reads that from `remote.deadlines`.
 """
@@ -39,12 +41,14 @@ class BatchLimits:
         max_items: Items admitted at a time, waiting or running, at least max_batch; past it callers are refused.
         max_delay_s: How long an idle runner waits for a fuller batch, seconds; 0 starts at once.
         max_running: Batches in progress at a time, at least 1; more than one where another machine does the work.
+        regather: Longest wait after a batch of several for its callers to come back, as a share of its run; 0 for none.
     """
 
     max_batch: int = 32
     max_items: int = 1024
     max_delay_s: float = 0.0
     max_running: int = 1
+    regather: float = 0.03
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
@@ -55,6 +59,8 @@ class BatchLimits:
             raise ValueError(f"max_delay_s must not be negative, got {self.max_delay_s}")
         if self.max_running < 1:
             raise ValueError(f"max_running must be at least 1, got {self.max_running}")
+        if self.regather < 0:
+            raise ValueError(f"regather must not be negative, got {self.regather}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,9 @@ class Batcher(Generic[T, R]):
         self._waiting = 0
         self._item_s = 0.0
         self._runners: set[asyncio.Task[None]] = set()
-        self._full = asyncio.Event()
+        self._wanted = self.limits.max_batch
+        self._enough = asyncio.Event()
+        self._returning = (0, 0.0)  # items that may wait soon, and until when to expect them, of `time.perf_counter`
         self._closed = False
 
     @property
@@ -196,7 +204,7 @@ class Batcher(Generic[T, R]):
             for entry in lane._entries:
                 if not entry.future.done():
                     entry.future.set_exception(Unavailable(f"{self.name} is shutting down"))
-        self._full.set()
+        self._enough.set()
         if self._runners:
             await asyncio.wait(self._runners)
         self._executor.shutdown(wait=False)
@@ -215,8 +223,8 @@ class Batcher(Generic[T, R]):
         until = None if left is None else time.monotonic() + left
         lane._entries.extend(_Entry(item, future, now, until) for item, future in zip(items, futures, strict=True))
         self._waiting += len(futures)
-        if self._waiting >= self.limits.max_batch:
-            self._full.set()
+        if self._waiting >= self._wanted:
+            self._enough.set()
         if len(self._runners) < self.limits.max_running:
             # The task begins after the callers that are ready now have queued: they share its first batch.
             self._runners.add(loop.create_task(self._work(), name=f"batch-{self.name}"))
@@ -234,18 +242,24 @@ class Batcher(Generic[T, R]):
         assert runner is not None
         try:
             while self._lanes:
-                if self.limits.max_delay_s:
-                    await self._fill()
+                await self._wait_for(self.limits.max_batch, self.limits.max_delay_s)
+                expected, until_s = self._returning
+                await self._wait_for(expected, until_s - time.perf_counter())
                 if batch := self._take():
                     await self._execute(batch)
         finally:
             # Not in a callback: who queues in between would find a runner that no longer looks.
             self._runners.discard(runner)
 
-    async def _fill(self) -> None:
+    async def _wait_for(self, items: int, seconds: float) -> None:
+        """Return when so many items wait, or after so many seconds."""
+        if seconds <= 0 or self._waiting >= items or self._closed:
+            return
+        self._wanted = items
+        self._enough.clear()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.limits.max_delay_s):
-                await self._full.wait()
+            async with asyncio.timeout(seconds):
+                await self._enough.wait()
 
     def _take(self) -> list[_Entry[T, R]]:
         """The next batch: each waiting call's share in turn, then the rest of the room in turn again."""
@@ -262,8 +276,6 @@ class Batcher(Generic[T, R]):
                     taken += 1
             if lane._entries:
                 self._lanes.append(lane)
-        if self._waiting < self.limits.max_batch:
-            self._full.clear()
         return batch
 
     async def _execute(self, batch: list[_Entry[T, R]]) -> None:
@@ -288,6 +300,9 @@ class Batcher(Generic[T, R]):
                 entry.future.set_exception(error)
             else:
                 entry.future.set_result(results[i])
+        if len(batch) > 1 and error is None:
+            expected = min(len(batch) + self._waiting, self.limits.max_batch)
+            self._returning = (expected, start + run_s * (1 + self.limits.regather))
         per_item = run_s / len(batch)
         self._item_s = per_item if not self._item_s else self._item_s + _SMOOTHING * (per_item - self._item_s)
         if self._on_batch is not None:

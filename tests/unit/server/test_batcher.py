@@ -6,39 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.server.doubler import Doubler, call
 
 from likewise.server.batcher import Batcher, BatchLimits, BatchReport
 from likewise.server.errors import Overloaded, Unavailable
 from likewise.server.remote import deadlines
-
-
-class Doubler:
-    """Doubles numbers; while `gate` is closed a batch waits in its thread. -1 in a batch fails it."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-        self.threads: set[int] = set()
-        self.started = threading.Semaphore(0)
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def __call__(self, items: Sequence[int]) -> list[int]:
-        self.batches.append(list(items))
-        self.threads.add(threading.get_ident())
-        self.started.release()
-        assert self.gate.wait(10)
-        if -1 in items:
-            raise ArithmeticError("minus one")
-        return [2 * item for item in items]
-
-    async def running(self) -> None:
-        """Returns once one more batch has begun."""
-        assert await asyncio.to_thread(self.started.acquire, timeout=10)
-
-
-async def call(batcher: Batcher[int, int], *items: int) -> list[int]:
-    with batcher.admit(len(items)) as lane:
-        return await lane.run(items)
 
 
 @pytest.fixture
@@ -223,29 +195,6 @@ async def test_a_run_that_loses_results_fails_its_batch() -> None:
     await batcher.close()
 
 
-async def test_an_idle_runner_may_wait_for_a_full_batch(doubler: Doubler) -> None:
-    limits = BatchLimits(max_batch=2, max_items=8, max_delay_s=3600.0)
-    batcher = Batcher(doubler, name="patient", limits=limits)
-    first = asyncio.create_task(call(batcher, 1))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert doubler.batches == []
-
-    assert await call(batcher, 2) == [4]
-
-    assert await first == [2]
-    assert doubler.batches == [[1, 2]]
-    await batcher.close()
-
-
-async def test_the_wait_for_a_full_batch_ends(doubler: Doubler) -> None:
-    batcher = Batcher(doubler, name="patient", limits=BatchLimits(max_batch=2, max_items=8, max_delay_s=0.001))
-
-    assert await call(batcher, 1) == [2]
-
-    await batcher.close()
-
-
 async def test_closing_answers_those_who_wait_and_finishes_what_runs(doubler: Doubler) -> None:
     batcher = Batcher(doubler, name="doubler", limits=BatchLimits(max_batch=1, max_items=8))
     doubler.gate.clear()
@@ -408,6 +357,7 @@ def test_every_caller_gets_its_own_results_in_its_own_order(
         ({"max_batch": 0}, "max_batch must be at least 1, got 0"),
         ({"max_batch": 8, "max_items": 4}, r"max_items must be at least max_batch \(8\), got 4"),
         ({"max_delay_s": -1.0}, "max_delay_s must not be negative, got -1.0"),
+        ({"regather": -0.1}, "regather must not be negative, got -0.1"),
         ({"max_running": 0}, "max_running must be at least 1, got 0"),
     ],
 )
