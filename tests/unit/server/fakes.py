@@ -245,7 +245,7 @@ class FakeGalleries:
         handle = self.all[spec.name] = GalleryHandle(spec, shards, FakeWriter(shards))
         return handle
 
-    async def update(self, spec: GallerySpec) -> GalleryHandle:
+    async def update(self, spec: GallerySpec, *, min_recall: float | None = None) -> GalleryHandle:
         rows = [row for shard in self.shards(spec.name) for row in shard.rows.items()]
         shards = tuple(FakeShard(spec, i) for i in range(spec.shards))
         for item_id, row in rows:

@@ -129,7 +129,21 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Update(self, request, context):
-        """Changes shards, index or new attributes of a gallery in place. FAILED_PRECONDITION for what cannot be changed.
+        """Changes a gallery in use. Attributes are added and search parameters (ef, nprobe) changed in place. For another
+        number of shards, or an index built in another way, new shards are built beside those that serve, checked and
+        switched to in one step; the call lasts as long as the build. Whatever goes wrong before the switch, the end of the
+        call included (its deadline, a cancellation), leaves the gallery as it was.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | update_mask, spec or min_recall | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+        | FAILED_PRECONDITION | SPEC_CHANGE or none: rows already written do not fit the description | make another gallery |
+        | FAILED_PRECONDITION | RESHAPE_CHECK_FAILED: the new shards failed the check that metadata["check"] names: "build", "counts" or "recall" | see the message: other index parameters, or another min_recall |
+        | FAILED_PRECONDITION | CHANGE_RUNNING: the gallery is being changed by another call | wait for that one |
+        | FAILED_PRECONDITION | GALLERY_READ_ONLY | restore the snapshot without read_only |
+        | RESOURCE_EXHAUSTED | DISK_FULL | make room |
+        | UNAVAILABLE | a part does not start, does not answer or stops | ask again |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,22 @@ class GalleryServiceStub:
     List: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceListRequest, _gallery_service_pb2.GalleryServiceListResponse]
     """All galleries in name order."""
     Update: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceUpdateRequest, _gallery_service_pb2.GalleryServiceUpdateResponse]
-    """Changes shards, index or new attributes of a gallery in place. FAILED_PRECONDITION for what cannot be changed."""
+    """Changes a gallery in use. Attributes are added and search parameters (ef, nprobe) changed in place. For another
+    number of shards, or an index built in another way, new shards are built beside those that serve, checked and
+    switched to in one step; the call lasts as long as the build. Whatever goes wrong before the switch, the end of the
+    call included (its deadline, a cancellation), leaves the gallery as it was.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | update_mask, spec or min_recall | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+    | FAILED_PRECONDITION | SPEC_CHANGE or none: rows already written do not fit the description | make another gallery |
+    | FAILED_PRECONDITION | RESHAPE_CHECK_FAILED: the new shards failed the check that metadata["check"] names: "build", "counts" or "recall" | see the message: other index parameters, or another min_recall |
+    | FAILED_PRECONDITION | CHANGE_RUNNING: the gallery is being changed by another call | wait for that one |
+    | FAILED_PRECONDITION | GALLERY_READ_ONLY | restore the snapshot without read_only |
+    | RESOURCE_EXHAUSTED | DISK_FULL | make room |
+    | UNAVAILABLE | a part does not start, does not answer or stops | ask again |
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceDeleteRequest, _gallery_service_pb2.GalleryServiceDeleteResponse]
     """Deletes a gallery with all its items, for good."""
     Stats: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceStatsRequest, _gallery_service_pb2.GalleryServiceStatsResponse]
@@ -133,7 +148,22 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     List: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceListRequest, _gallery_service_pb2.GalleryServiceListResponse]  # type: ignore[assignment]
     """All galleries in name order."""
     Update: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceUpdateRequest, _gallery_service_pb2.GalleryServiceUpdateResponse]  # type: ignore[assignment]
-    """Changes shards, index or new attributes of a gallery in place. FAILED_PRECONDITION for what cannot be changed."""
+    """Changes a gallery in use. Attributes are added and search parameters (ef, nprobe) changed in place. For another
+    number of shards, or an index built in another way, new shards are built beside those that serve, checked and
+    switched to in one step; the call lasts as long as the build. Whatever goes wrong before the switch, the end of the
+    call included (its deadline, a cancellation), leaves the gallery as it was.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | update_mask, spec or min_recall | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+    | FAILED_PRECONDITION | SPEC_CHANGE or none: rows already written do not fit the description | make another gallery |
+    | FAILED_PRECONDITION | RESHAPE_CHECK_FAILED: the new shards failed the check that metadata["check"] names: "build", "counts" or "recall" | see the message: other index parameters, or another min_recall |
+    | FAILED_PRECONDITION | CHANGE_RUNNING: the gallery is being changed by another call | wait for that one |
+    | FAILED_PRECONDITION | GALLERY_READ_ONLY | restore the snapshot without read_only |
+    | RESOURCE_EXHAUSTED | DISK_FULL | make room |
+    | UNAVAILABLE | a part does not start, does not answer or stops | ask again |
+    """
     Delete: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceDeleteRequest, _gallery_service_pb2.GalleryServiceDeleteResponse]  # type: ignore[assignment]
     """Deletes a gallery with all its items, for good."""
     Stats: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceStatsRequest, _gallery_service_pb2.GalleryServiceStatsResponse]  # type: ignore[assignment]
@@ -240,7 +270,22 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gallery_service_pb2.GalleryServiceUpdateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_service_pb2.GalleryServiceUpdateResponse, _abc.Awaitable[_gallery_service_pb2.GalleryServiceUpdateResponse]]:
-        """Changes shards, index or new attributes of a gallery in place. FAILED_PRECONDITION for what cannot be changed."""
+        """Changes a gallery in use. Attributes are added and search parameters (ef, nprobe) changed in place. For another
+        number of shards, or an index built in another way, new shards are built beside those that serve, checked and
+        switched to in one step; the call lasts as long as the build. Whatever goes wrong before the switch, the end of the
+        call included (its deadline, a cancellation), leaves the gallery as it was.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | update_mask, spec or min_recall | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+        | FAILED_PRECONDITION | SPEC_CHANGE or none: rows already written do not fit the description | make another gallery |
+        | FAILED_PRECONDITION | RESHAPE_CHECK_FAILED: the new shards failed the check that metadata["check"] names: "build", "counts" or "recall" | see the message: other index parameters, or another min_recall |
+        | FAILED_PRECONDITION | CHANGE_RUNNING: the gallery is being changed by another call | wait for that one |
+        | FAILED_PRECONDITION | GALLERY_READ_ONLY | restore the snapshot without read_only |
+        | RESOURCE_EXHAUSTED | DISK_FULL | make room |
+        | UNAVAILABLE | a part does not start, does not answer or stops | ask again |
+        """
 
     @_abc_1.abstractmethod
     def Delete(

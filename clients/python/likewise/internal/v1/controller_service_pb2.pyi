@@ -295,6 +295,9 @@ class UpdateGalleryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
+    MIN_RECALL_FIELD_NUMBER: _builtins.int
+    min_recall: _builtins.float
+    """As in GalleryServiceUpdateRequest."""
     @_builtins.property
     def spec(self) -> _gallery_service_pb2.GallerySpec:
         """The whole new description."""
@@ -303,12 +306,15 @@ class UpdateGalleryRequest(_message.Message):
         self,
         *,
         spec: _gallery_service_pb2.GallerySpec | None = ...,
+        min_recall: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_recall", b"_min_recall", "min_recall", b"min_recall", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_recall", b"_min_recall", "min_recall", b"min_recall", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__min_recall: _TypeAlias = _typing.Literal["min_recall"]  # noqa: Y015
+    _WhichOneofArgType__min_recall: _TypeAlias = _typing.Literal["_min_recall", b"_min_recall"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_recall) -> _WhichOneofReturnType__min_recall | None: ...
 
 Global___UpdateGalleryRequest: _TypeAlias = UpdateGalleryRequest  # noqa: Y015
 
