@@ -271,7 +271,7 @@ class EmbeddedGalleries:
 
     async def _drop(self, generation: Generation, gallery: OpenGallery, spec: GallerySpec) -> None:
         await generation.close(gallery.writer)
-        if self._cache is not None:
+        if self._cache is not None and reshape.is_reshape(gallery.spec, spec):  # unless it is back at that shape
             await asyncio.to_thread(_discard, self._cache, spec)
 
     async def _record(self, gallery: OpenGallery, spec: GallerySpec) -> None:

@@ -169,7 +169,12 @@ class FakeShard:
 
     async def stats(self) -> gallery_service_pb2.ShardStats:
         self._check()
-        return gallery_service_pb2.ShardStats(shard=self.number, live=len(self.rows), version=self.version)
+        return gallery_service_pb2.ShardStats(
+            shard=self.number,
+            live=len(self.rows),
+            version=self.version,
+            state=gallery_service_pb2.INDEX_STATE_READY,
+        )
 
 
 def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:

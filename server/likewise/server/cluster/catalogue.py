@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from likewise.server.errors import AlreadyExists, NotFound
+from likewise.shards import audit
 from likewise.shards.lock import StoreLock, StoreLocked
+from likewise.shards.protocols import F32
 from likewise.shards.spec import GallerySpec
 from likewise.shards.store import GalleryExists, GalleryNotFound, Store, local_folder
 
@@ -61,6 +63,18 @@ class StoreCatalogue:
     def version(self, name: str) -> int:
         """See `Catalogue.version`."""
         return self._store.open(name).version
+
+    def spec(self, name: str) -> GallerySpec:
+        """See `Catalogue.spec`."""
+        return self._store.open(name).spec
+
+    def rows(self, name: str, version: int, shard: int, shards: int) -> int:
+        """See `generation.Stored.rows`."""
+        return audit.stored_rows(self._store.open(name), version, shard, shards)
+
+    def sample(self, name: str, space: str, count: int) -> F32:
+        """See `generation.Stored.sample`."""
+        return audit.stored_vectors(self._store.open(name), space, count)
 
     def read_document(self, name: str) -> Any:
         """See `Catalogue.read_document`."""

@@ -28,7 +28,9 @@ class ControllerServicer(pb_grpc.ControllerServiceServicer):
 
     async def UpdateGallery(self, request: pb.UpdateGalleryRequest, context: Context) -> pb.UpdateGalleryResponse:
         """See the proto."""
-        return pb.UpdateGalleryResponse(gallery=await self._controller.update(_spec(request.spec)))
+        min_recall = request.min_recall if request.HasField("min_recall") else None
+        gallery = await self._controller.update(_spec(request.spec), min_recall=min_recall)
+        return pb.UpdateGalleryResponse(gallery=gallery)
 
     async def DeleteGallery(self, request: pb.DeleteGalleryRequest, context: Context) -> pb.DeleteGalleryResponse:
         """See the proto."""

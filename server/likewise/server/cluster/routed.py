@@ -1,5 +1,6 @@
 """`Galleries` of a router: stubs whose routes follow the controller's table."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +29,10 @@ class _Routed:
     writer: WriterRoute
     shards: tuple[ReplicaSet, ...]
 
+    @property
+    def addresses(self) -> set[str]:
+        return {address for shard in self.shards for address in shard.names}
+
     def move(self, route: pb.GalleryRoute) -> None:
         self.writer.move([route.writer] if route.writer else [])
         for shard in route.shards:
@@ -41,6 +46,7 @@ class RoutedGalleries:
         self._channels = channels
         self._follower: Follower | None = None
         self._galleries: dict[str, _Routed] = {}
+        self._replaced: list[tuple[weakref.ref[GalleryHandle], set[str]]] = []
 
     def follow(self, follower: Follower) -> None:
         """Use this follower's controller for changes."""
@@ -53,9 +59,16 @@ class RoutedGalleries:
             spec = specs.from_message(route.gallery)
             known = self._galleries.get(spec.name)
             routed = known if known is not None and known.handle.spec == spec else self._routed(spec)
+            if known is not None and known.shards is not routed.shards:
+                self._replaced.append((weakref.ref(known.handle), known.addresses))
             routed.move(route)
             galleries[spec.name] = routed
         self._galleries = galleries
+
+    def lingering(self) -> set[str]:
+        """Addresses of shards that were replaced while calls still hold their handles."""
+        self._replaced = [(handle, addresses) for handle, addresses in self._replaced if handle() is not None]
+        return {address for _, addresses in self._replaced for address in addresses}
 
     def get(self, name: str) -> GalleryHandle:
         """See `Galleries.get`."""
@@ -81,10 +94,10 @@ class RoutedGalleries:
         response = await follower.controller.call(lambda stub: stub.CreateGallery, request, unavailable=Unavailable)
         return await self._shown(response.gallery.gallery_id, specs.from_message(response.gallery))
 
-    async def update(self, spec: GallerySpec) -> GalleryHandle:
+    async def update(self, spec: GallerySpec, *, min_recall: float | None = None) -> GalleryHandle:
         """See `Galleries.update`."""
         follower = self._controller()
-        request = pb.UpdateGalleryRequest(spec=specs.to_message(spec, version=0).spec)
+        request = pb.UpdateGalleryRequest(spec=specs.to_message(spec, version=0).spec, min_recall=min_recall)
         response = await follower.controller.call(lambda stub: stub.UpdateGallery, request, unavailable=Unavailable)
         return await self._shown(response.gallery.gallery_id, specs.from_message(response.gallery))
 
@@ -134,4 +147,4 @@ class RoutedGalleries:
 
 
 def _same_parts(old: GallerySpec, new: GallerySpec) -> bool:
-    return (old.gallery_id, old.shards) == (new.gallery_id, new.shards)
+    return (old.gallery_id, specs.generation(old)) == (new.gallery_id, specs.generation(new))
