@@ -23,6 +23,8 @@ WRITTEN = 5
 
 MODES = [pytest.param("embedded", id="embedded"), pytest.param("ray", id="ray", marks=pytest.mark.cluster)]
 IDS = [f"item-{row:05d}" for row in range(ITEMS)]
+PAUSE_S = 0.03
+"""Between a caller's calls: what is built needs a share of a small machine too."""
 PRICES = np.arange(ITEMS) % 1_000
 
 
@@ -113,7 +115,7 @@ class Load:
         with _client(self.server) as client:
             gallery = client.gallery("g")
             turn = 0
-            while not self.stopped.is_set():
+            while not self.stopped.wait(PAUSE_S):
                 try:
                     if wrong := call(gallery, turn):
                         self.wrong.append(wrong)
