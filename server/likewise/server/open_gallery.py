@@ -102,7 +102,9 @@ class OpenGallery:
             await shard.close()
 
     def _hand_out(self, spec: GallerySpec) -> GalleryHandle:
-        handle = GalleryHandle(spec, self._generation.shards, self.writer)
+        handle = GalleryHandle(
+            spec, self._generation.shards, self.writer, read_only=isinstance(self.writer, ReadOnlyWriter)
+        )
         handles = self._generation.handles
         handles[:] = [kept for kept in handles if kept() is not None]
         handles.append(weakref.ref(handle))

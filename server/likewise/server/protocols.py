@@ -133,7 +133,7 @@ class Models(Protocol):
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class GalleryHandle:
-    """A gallery and the parts that serve it; `shards[i]` is shard number i.
+    """A gallery and the parts that serve it; `shards[i]` is shard number i; `read_only` ones take no writes.
 
     A call takes it once and keeps it: the shards of a handle serve until the last call that holds it has ended, or as
     good as that, also when the gallery has other ones by then.
@@ -142,6 +142,7 @@ class GalleryHandle:
     spec: GallerySpec
     shards: tuple[ShardSearch, ...]
     writer: Writer
+    read_only: bool = False
 
 
 class Galleries(Protocol):

@@ -172,14 +172,13 @@ class GalleryServiceServicer(object):
         | NOT_FOUND | GALLERY_NOT_FOUND | see List |
         | ALREADY_EXISTS | SNAPSHOT_EXISTS | choose another name, or delete that one first |
         | FAILED_PRECONDITION | VERSION_GONE: the version has been cleaned up | take a newer one |
-        | UNIMPLEMENTED | the server's galleries are in a cluster, in this release | use an embedded server |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSnapshots(self, request, context):
-        """A gallery's snapshots in name order. NOT_FOUND, UNIMPLEMENTED: as CreateSnapshot.
+        """A gallery's snapshots in name order. NOT_FOUND: as CreateSnapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,7 +190,6 @@ class GalleryServiceServicer(object):
         | code | reason | what to do |
         |---|---|---|
         | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
-        | UNIMPLEMENTED | as CreateSnapshot | |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,7 +205,7 @@ class GalleryServiceServicer(object):
         | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
         | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | choose another; nothing is ever overwritten |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | as CreateSnapshot, or the store is an object store | |
+        | UNIMPLEMENTED | the store is an object store | |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -225,7 +223,7 @@ class GalleryServiceServicer(object):
         | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
         | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | as RestoreSnapshot | |
+        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -243,7 +241,7 @@ class GalleryServiceServicer(object):
         | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
         | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | as RestoreSnapshot | |
+        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

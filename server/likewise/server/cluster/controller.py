@@ -11,19 +11,21 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from likewise.export.manifest import Manifest
 from likewise.internal.v1 import controller_service_pb2 as pb
-from likewise.server import reshape
+from likewise.server import read_only, reshape
 from likewise.server.cluster.encoder_fleet import EncoderFleet
-from likewise.server.cluster.generation import CatalogueTruth, Connect, Stored, connected
+from likewise.server.cluster.generation import CatalogueTruth, Connect, connected
 from likewise.server.cluster.parts import EncoderPart, Part, Placement, ShardPart, WriterPart
 from likewise.server.cluster.placed import Placed, addresses_of, flat
+from likewise.server.cluster.protocols import Catalogue
 from likewise.server.cluster.routing import Board
 from likewise.server.cluster.supervisor import Supervisor
 from likewise.server.errors import FailedPrecondition, InvalidRequest, NotFound, Unavailable
 from likewise.shards import spec as specs
+from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec, SpecError
 from likewise.v1 import gallery_service_pb2
 
@@ -36,38 +38,6 @@ DRAIN_S: Final = 15.0
 """Seconds that replaced shards go on serving, for routers that have the old table still and calls begun under it."""
 
 _log = logging.getLogger(__name__)
-
-
-class Catalogue(Stored, Protocol):
-    """The galleries of a store. Blocking: the controller calls it from an executor."""
-
-    def specs(self) -> Sequence[GallerySpec]:
-        """Every gallery there is."""
-        ...
-
-    def spec(self, name: str) -> GallerySpec:
-        """The description of a gallery on record."""
-        ...
-
-    def create(self, spec: GallerySpec) -> None:
-        """Make an empty gallery."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Delete a gallery with its data."""
-        ...
-
-    def read_document(self, name: str) -> Any:
-        """A JSON document beside the galleries; None if there is none."""
-        ...
-
-    def write_document(self, name: str, value: Any) -> None:
-        """Replace it; durable when this returns."""
-        ...
-
-    def close(self) -> None:
-        """Give the store back."""
-        ...
 
 
 class Controller:
@@ -120,7 +90,8 @@ class Controller:
         await self.models.start()
         for spec in await self._blocking(self._catalogue.specs):
             version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
-            self._galleries[spec.name] = self._place(spec, version)
+            placed = self._galleries[spec.name] = self._place(spec, version)
+            placed.read_only = await self._blocking(functools.partial(self._catalogue.read_only, spec.name))
         self._publish()
         supervised = [*self.models.supervisors, *(part for placed in self._galleries.values() for part in placed.parts)]
         await self._placement.prune({supervisor.part.name for supervisor in supervised})
@@ -140,16 +111,45 @@ class Controller:
                 _valid(spec), gallery_id=uuid.uuid4().hex, created_micros=time.time_ns() // 1_000
             )
             await self._blocking(lambda: self._catalogue.create(spec))
-            version = await self._blocking(lambda: self._catalogue.version(spec.name))
-            placed = self._galleries[spec.name] = self._place(spec, version)
+            return await self._bring_up(spec, read_only=False)
+
+    async def restore(self, gallery: str, snapshot: str, name: str, *, read_only: bool) -> gallery_service_pb2.Gallery:
+        """Make a gallery of a snapshot and return when all its parts serve; as `create`, it is there or it is not.
+
+        Raises:
+            NotFound: If there is no such gallery or snapshot.
+            InvalidRequest: If the name cannot be.
+            AlreadyExists: If the name is taken.
+            Unavailable: If a part does not start.
+        """
+        async with self._changing:
+            self._find(gallery)
+            made = asyncio.create_task(
+                self._blocking(lambda: self._catalogue.restore(gallery, snapshot, name, read_only=read_only))
+            )
             try:
-                await self._all_up(placed.parts, spec.name)
-            except BaseException:
-                await asyncio.shield(self._remove(spec.name))
+                spec = await asyncio.shield(made)
+            except asyncio.CancelledError:
+                await asyncio.wait((made,))
+                if not made.cancelled() and made.exception() is None:
+                    await self._blocking(functools.partial(self._catalogue.delete, name))
                 raise
-            await self._follow(placed)
-            self._publish()
-            return specs.to_message(spec, version=placed.version)
+            return await self._bring_up(spec, read_only=read_only)
+
+    async def snapshots_of(self, gallery: str) -> Sequence[Snapshot]:
+        """A gallery's snapshots by name."""
+        self._find(gallery)
+        return await self._blocking(functools.partial(self._catalogue.snapshots, gallery))
+
+    async def create_snapshot(self, gallery: str, name: str, *, version: int | None, note: str) -> Snapshot:
+        """Name a version; see `snapshots.create`."""
+        self._find(gallery)
+        return await self._blocking(lambda: self._catalogue.create_snapshot(gallery, name, version=version, note=note))
+
+    async def delete_snapshot(self, gallery: str, name: str) -> None:
+        """Forget a snapshot."""
+        self._find(gallery)
+        await self._blocking(functools.partial(self._catalogue.delete_snapshot, gallery, name))
 
     async def update(self, spec: GallerySpec, *, min_recall: float | None = None) -> gallery_service_pb2.Gallery:
         """Give a gallery a new description and return when its parts follow.
@@ -173,6 +173,8 @@ class Controller:
             old = placed.spec
             spec = dataclasses.replace(_valid(spec), gallery_id=old.gallery_id, created_micros=old.created_micros)
             _check_change(old, spec)
+            if placed.read_only:
+                raise read_only.refusal(spec.name)
             if placed.change is not None:
                 raise reshape.change_running(spec.name)
             if not reshape.is_reshape(old, spec) and old.replicas == spec.replicas:
@@ -181,7 +183,7 @@ class Controller:
                 await asyncio.gather(*(self._tell(part, spec) for part in placed.shard_parts))
                 placed.version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
                 self._publish()
-                return specs.to_message(spec, version=placed.version)
+                return placed.message()
             placed.change = asyncio.create_task(self._reshape(placed, spec, min_recall), name=f"reshape-{spec.name}")
         try:
             await placed.change  # cancelled with its caller, and waited for: it takes back what it did
@@ -192,7 +194,7 @@ class Controller:
             raise Unavailable(f"gallery {spec.name!r} went, or the cluster stops: it was not changed") from None
         finally:
             placed.change = None
-        return specs.to_message(placed.spec, version=placed.version)
+        return placed.message()
 
     async def delete(self, name: str) -> None:
         """Stop a gallery's parts and delete its data.
@@ -235,6 +237,20 @@ class Controller:
 
     def _supervise(self, part: Part) -> Supervisor:
         return Supervisor(part, self._placement, self._changed)
+
+    async def _bring_up(self, spec: GallerySpec, *, read_only: bool) -> gallery_service_pb2.Gallery:
+        """Place the parts of a gallery that was just made; it goes again if they do not come up."""
+        version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
+        placed = self._galleries[spec.name] = self._place(spec, version)
+        placed.read_only = read_only
+        try:
+            await self._all_up(placed.parts, spec.name)
+        except BaseException:
+            await asyncio.shield(self._remove(spec.name))
+            raise
+        await self._follow(placed)
+        self._publish()
+        return placed.message()
 
     async def _all_up(self, parts: Iterable[Supervisor], gallery: str) -> None:
         try:
@@ -362,7 +378,7 @@ class Controller:
     def _publish(self) -> None:
         galleries = [
             pb.GalleryRoute(
-                gallery=specs.to_message(placed.spec, version=placed.version),
+                gallery=placed.message(),
                 writer=placed.writer.serving.address if placed.writer.serving else "",
                 shards=[
                     pb.ShardRoute(shard=number, addresses=addresses_of(replicas))

@@ -19,6 +19,7 @@ from likewise.server.graphs import open_graph
 from likewise.server.images import ImageLimits
 from likewise.server.model_folders import read_repositories
 from likewise.server.model_versions import ModelVersions
+from likewise.server.read_only import ReadOnlyWriter
 from likewise.server.remote.channels import Channels, Endpoint
 from likewise.server.remote.delta_sink import RemoteSink
 from likewise.server.remote.inference_servicer import InferenceServicer
@@ -182,7 +183,8 @@ class WriterHost:
         self._endpoint = Endpoint(options.listen)
         self._channels = Channels()
         self._sinks: dict[tuple[int, int, str], RemoteSink] = {}  # by (shards there are, number, address)
-        self._writer: GalleryWriter | None = None
+        self._writer: GalleryWriter | ReadOnlyWriter | None = None
+        self._gallery: GalleryStore | None = None
         self._serving: Serving | None = None
         self._following = asyncio.Lock()
 
@@ -190,9 +192,14 @@ class WriterHost:
         """See `Host.start`."""
         if self._serving is None:
             gallery = await asyncio.to_thread(_open, self._options, self._part.spec)
-            writer = GalleryWriter(gallery, matcher(lambda: gallery.spec.attributes), limits=self._options.store.writer)
+            writer: GalleryWriter | ReadOnlyWriter
+            if gallery.read_only:
+                writer = ReadOnlyWriter(gallery)
+            else:
+                limits = self._options.store.writer
+                writer = GalleryWriter(gallery, matcher(lambda: gallery.spec.attributes), limits=limits)
             await writer.start()
-            self._writer = writer
+            self._writer, self._gallery = writer, gallery
             servicer = WriterServicer(writer, gallery_id=self._part.spec.gallery_id)
             writer_service_pb2_grpc.add_WriterServiceServicer_to_server(servicer, self._endpoint.server)
             self._serving = Serving(await self._endpoint.start())
@@ -201,7 +208,7 @@ class WriterHost:
     async def follow(self, *generations: Sequence[Sequence[str]]) -> None:
         """Push commits to these addresses from now on; a new one is told the version first: it may have missed it."""
         async with self._following:
-            if self._writer is None:
+            if self._writer is None or self._gallery is None:
                 return
             wanted = {
                 (len(shards), shard, address)
@@ -214,7 +221,7 @@ class WriterHost:
                 await self._writer.remove_sink(sink)
                 await sink.close()
             for count, shard, address in sorted(wanted - self._sinks.keys()):
-                sink = self._sink(dataclasses.replace(self._writer.spec, shards=count), shard, address)
+                sink = self._sink(dataclasses.replace(self._gallery.spec, shards=count), shard, address)
                 self._sinks[count, shard, address] = sink
                 self._writer.add_sink(sink)
                 await sink.follow(await self._writer.version())
@@ -222,7 +229,7 @@ class WriterHost:
 
     async def update(self, spec: GallerySpec) -> None:
         """See `Host.update`."""
-        if self._writer is not None and self._writer.spec != spec:
+        if self._writer is not None and self._gallery is not None and self._gallery.spec != spec:
             await self._writer.update_spec(spec)
 
     async def load(self, name: str, version: int) -> pb.ModelRoute:

@@ -5,7 +5,9 @@ import dataclasses
 from collections.abc import Iterable
 
 from likewise.server.cluster.supervisor import Supervisor
+from likewise.shards import spec as specs
 from likewise.shards.spec import GallerySpec
+from likewise.v1 import gallery_service_pb2
 
 
 @dataclasses.dataclass(slots=True)
@@ -21,6 +23,7 @@ class Placed:
         leaving: Likewise, of shards that did serve and still answer the calls begun before.
         change: The reshape under way; None for none.
         retiring: What ends the leaving ones.
+        read_only: It takes no writes.
     """
 
     spec: GallerySpec
@@ -31,6 +34,7 @@ class Placed:
     leaving: list[list[list[Supervisor]]] = dataclasses.field(default_factory=list)
     change: asyncio.Task[None] | None = None
     retiring: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
+    read_only: bool = False
 
     @property
     def shard_parts(self) -> list[Supervisor]:
@@ -48,6 +52,12 @@ class Placed:
         """Addresses of every generation that the writer is to push to; see `PlacedPart.follow`."""
         generations = (self.shards, self.beside, *self.leaving)
         return [[addresses_of(replicas) for replicas in shards] for shards in generations if shards]
+
+    def message(self) -> gallery_service_pb2.Gallery:
+        """As callers see it."""
+        made = specs.to_message(self.spec, version=self.version)
+        made.read_only = self.read_only
+        return made
 
     async def give_up(self) -> None:
         """End the change under way, once it has taken back what it did, and wait no longer for replaced shards."""

@@ -14,6 +14,7 @@ from likewise.server.cluster.model_messages import described, model_route
 from likewise.server.cluster.parts import EncoderPart, Part, PlacedPart, Serving
 from likewise.server.errors import AlreadyExists
 from likewise.shards.protocols import F32, ShardSearch
+from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec, SpaceSpec
 from likewise.v1 import model_service_pb2
 
@@ -166,6 +167,21 @@ class FakeCatalogue:
 
     def version(self, name: str) -> int:
         return 3
+
+    def read_only(self, name: str) -> bool:
+        return False
+
+    def snapshots(self, gallery: str) -> Sequence[Snapshot]:
+        raise NotImplementedError("snapshots are made of a store")
+
+    def create_snapshot(self, gallery: str, name: str, *, version: int | None, note: str) -> Snapshot:
+        raise NotImplementedError("snapshots are made of a store")
+
+    def delete_snapshot(self, gallery: str, name: str) -> None:
+        raise NotImplementedError("snapshots are made of a store")
+
+    def restore(self, gallery: str, snapshot: str, name: str, *, read_only: bool) -> GallerySpec:
+        raise NotImplementedError("snapshots are made of a store")
 
     def rows(self, name: str, version: int, shard: int, shards: int) -> int:
         return 1
