@@ -164,7 +164,7 @@ def test_two_flat_shards_become_four_of_hnsw_under_load(
             with pytest.raises(
                 FailedPrecondition, match=r"check of recall: its recall@10 over 48 stored vectors is 0\."
             ):
-                gallery.update(shards=1, index=IndexSpec(kind="ivf", nlist=100, nprobe=1), min_recall=0.999)
+                gallery.update(shards=1, index=IndexSpec(kind="ivf", nlist=300, nprobe=1))
             load.every_caller_answered()
 
         assert (load.failures, load.wrong) == ([], [])
