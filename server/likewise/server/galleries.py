@@ -155,12 +155,14 @@ class EmbeddedGalleries:
     async def update(self, spec: GallerySpec, *, min_recall: float | None = None) -> GalleryHandle:
         """See `Galleries.update`."""
         gallery = self._gallery(spec.name)
+        before = gallery.spec
         if gallery.change is not None:
             raise reshape.change_running(spec.name)
-        if not reshape.is_reshape(gallery.spec, spec):
-            before = gallery.spec
+        if not reshape.is_reshape(before, spec):
             return await self._exclusively(lambda: self._update(spec, before=before))
-        change = gallery.change = asyncio.create_task(self._reshape(gallery, spec, min_recall))
+        async with self._changing:  # to begin only: nothing is changed in place from here on
+            _unchanged(self._gallery(spec.name), before)
+            change = gallery.change = asyncio.create_task(self._reshape(gallery, spec, min_recall))
         try:
             return await change  # cancelled with its caller, and waited for: it takes back what it did
         except asyncio.CancelledError:
@@ -223,8 +225,7 @@ class EmbeddedGalleries:
     async def _update(self, spec: GallerySpec, *, before: GallerySpec) -> GalleryHandle:
         """Change what the shards that serve can be told of."""
         gallery = self._gallery(spec.name)
-        if gallery.change is not None or gallery.spec != before:
-            raise reshape.change_running(spec.name)  # while this call waited for its turn
+        _unchanged(gallery, before)
         if spec != gallery.spec:
             await self._record(gallery, spec)
             for shard in gallery.shards:
@@ -377,6 +378,12 @@ async def _give_up(gallery: OpenGallery) -> None:
     if gallery.change is not None:
         gallery.change.cancel()
         await asyncio.gather(gallery.change, return_exceptions=True)
+
+
+def _unchanged(gallery: OpenGallery, before: GallerySpec) -> None:
+    """Refuse a change made of a description that another one has replaced, or is about to."""
+    if gallery.change is not None or gallery.spec != before:
+        raise reshape.change_running(before.name)
 
 
 def _check_change(old: GallerySpec, new: GallerySpec) -> None:
