@@ -285,10 +285,10 @@ class Controller:
     async def _reshape(self, placed: Placed, spec: GallerySpec, min_recall: float | None) -> None:
         """Load the shards that a description asks for, look at them and switch; else leave everything as it was."""
         anew = reshape.is_reshape(placed.spec, spec)
-        if anew:  # back to a generation that is leaving, whose parts have the names of those to come
-            await asyncio.gather(*placed.retiring)
         before = {part.part.name: part for part in placed.shard_parts}
         wanted = [[ShardPart(spec, shard, replica) for replica in range(spec.replicas)] for shard in range(spec.shards)]
+        if {part.name for parts in wanted for part in parts} & placed.leaving_names:
+            await asyncio.wait(placed.retiring)  # back to what is just being left: those have to end first
         shards = [
             [before.pop(part.name) if part.name in before else self._supervise(part) for part in parts]
             for parts in wanted
@@ -346,7 +346,10 @@ class Controller:
 
     async def _retire(self, placed: Placed, left: list[list[Supervisor]], *, discard: bool) -> None:
         await asyncio.sleep(self._drain_s)
-        await self._stop(flat(left), discard=discard)
+        try:
+            await self._stop(flat(left), discard=discard)
+        except Exception:
+            _log.exception("replaced shards of gallery %r did not end in order", placed.spec.name)
         placed.leaving.remove(left)
         await self._follow(placed)
 

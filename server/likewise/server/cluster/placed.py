@@ -48,6 +48,11 @@ class Placed:
         return list(dict.fromkeys((self.writer, *self.shard_parts, *others)))
 
     @property
+    def leaving_names(self) -> set[str]:
+        """Names of the parts that end soon."""
+        return {part.part.name for shards in self.leaving for part in flat(shards)}
+
+    @property
     def followers(self) -> list[list[list[str]]]:
         """Addresses of every generation that the writer is to push to; see `PlacedPart.follow`."""
         generations = (self.shards, self.beside, *self.leaving)

@@ -200,6 +200,9 @@ async def test_another_number_of_replicas_leaves_the_first_ones_running(
     await controller.update(dataclasses.replace(SPEC, replicas=2))
     assert [len(shard.addresses) for shard in controller.board.table.galleries[0].shards] == [2, 2]
     await controller.update(SPEC)
+    await controller.update(dataclasses.replace(SPEC, replicas=2))
+    assert [len(shard.addresses) for shard in controller.board.table.galleries[0].shards] == [2, 2]
+    await controller.update(SPEC)
 
     await until(lambda: len(placement.of(ShardPart)) == 2)
     assert placement.of(ShardPart) == first
