@@ -4,7 +4,7 @@ import asyncio
 import time
 import weakref
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from likewise.server.protocols import GalleryHandle
 from likewise.server.read_only import ReadOnlyWriter
@@ -66,7 +66,7 @@ class OpenGallery:
     ) -> None:
         self.store = store
         self.writer = writer
-        self.change: asyncio.Task[Any] | None = None
+        self.change: asyncio.Task[GalleryHandle] | None = None
         self._generation = Generation(shards)
         self._handle = self._hand_out(spec)
 
