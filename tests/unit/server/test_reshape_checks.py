@@ -9,6 +9,7 @@ from tests.unit.server.fakes import FakeShard
 
 from likewise.server import reshape
 from likewise.server.errors import FailedPrecondition
+from likewise.shards import index
 from likewise.shards.protocols import F32, HistoryGone, SearchOptions, ShardHits
 from likewise.shards.spec import GallerySpec, IndexSpec, SpaceSpec
 from likewise.v1 import gallery_service_pb2
@@ -62,7 +63,7 @@ class FakeTruth:
 
 def _unit(n: int, *, seed: int) -> F32:
     vectors = np.random.default_rng(seed).normal(size=(n, 4))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 @pytest.fixture
@@ -120,14 +121,14 @@ async def test_a_build_is_waited_for_and_its_failure_told(
 ) -> None:
     monkeypatch.setattr(reshape, "POLL_S", (0.0, 0.0))
     spec = replace(SPEC, index=IndexSpec("IVF16,SQ8"))
-    monkeypatch.setattr(reshape.index, "MIN_SEALED_ROWS", 0)  # so that forty rows are worth an index
+    monkeypatch.setattr(index, "MIN_SEALED_ROWS", 0)  # so that forty rows are worth an index
     building, failed = gallery_service_pb2.INDEX_STATE_BUILDING, gallery_service_pb2.INDEX_STATE_FAILED
     shards[1].states = (building, building, failed)
 
     with pytest.raises(FailedPrecondition, match=r"\(2 shards, IVF16,SQ8\) failed the check of build: shard 1"):
         await reshape.check(shards, spec, FakeTruth())
 
-    assert shards[1].states == ()
+    assert len(shards[1].states) == 0
 
 
 def test_shapes_are_told_in_words() -> None:
