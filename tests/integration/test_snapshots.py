@@ -22,15 +22,50 @@ def command(server: ServerProcess, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_cluster_says_that_it_has_no_snapshots_yet(mode: str, client: Client, name: str) -> None:
+def test_a_snapshot_is_searched_after_its_items_are_gone(client: Client, name: str) -> None:
+    data = clustered(300, DIM, queries=5)
+    ids = [f"i{row:04d}" for row in range(300)]
+    gallery = client.create_gallery(name, dim=DIM, shards=2)
+    past = None
+    try:
+        gallery.upsert(ids, vectors=data.vectors)
+        before = [gallery.search(vector=query, k=10).ids for query in data.queries]
+        made = gallery.create_snapshot("good", note="all there")
+        gallery.delete(ids[:250])
+
+        past = gallery.restore_snapshot("good", f"{name[:35]}-past", read_only=True)
+
+        assert gallery.snapshots() == [made]
+        assert made.rows == past.count() == 300
+        assert [past.search(vector=query, k=10).ids for query in data.queries] == before
+        assert gallery.count() == 50
+        assert past.info().read_only
+        for refused in (
+            lambda: past.upsert(["x"], vectors=np.ones((1, DIM))),
+            lambda: past.delete(ids[:1]),
+            lambda: past.update(shards=3),
+        ):
+            with pytest.raises(FailedPrecondition, match="read-only"):
+                refused()
+        gallery.delete_snapshot("good")
+        assert gallery.snapshots() == []
+    finally:
+        client.delete_gallery(name)
+        if past is not None:
+            client.delete_gallery(past.name)
+
+
+def test_a_cluster_says_that_it_exports_nothing_yet(mode: str, client: Client, name: str) -> None:
     gallery = client.create_gallery(name, dim=2)
     try:
         if mode == "ray":
-            for call in (gallery.snapshots, lambda: gallery.create_snapshot("s"), lambda: gallery.export("x")):
-                with pytest.raises(Unimplemented, match="serve the store embedded"):
-                    call()
+            with pytest.raises(Unimplemented, match="serve the store embedded"):
+                gallery.export("x")
+            with pytest.raises(Unimplemented, match="serve the store embedded"):
+                client.import_gallery("x")
         else:
-            assert gallery.snapshots() == []
+            with pytest.raises(FailedPrecondition, match="no export root"):
+                gallery.export("x")
     finally:
         client.delete_gallery(name)
 

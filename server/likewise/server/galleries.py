@@ -8,20 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from likewise.server import reshape
 from likewise.server.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from likewise.server.open_gallery import Generation, OpenGallery, StoreTruth
 from likewise.server.protocols import GalleryHandle
 from likewise.server.read_only import ReadOnlyWriter
 from likewise.server.snapshots import EmbeddedSnapshots
 from likewise.server.validate import shown
 from likewise.shards.batcher import ShardBatch
-from likewise.shards.cache import SealedCache
+from likewise.shards.cache import SealedCache, sweep
 from likewise.shards.filter import matcher
 from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.lock import StoreLock
 from likewise.shards.partition import Partition
 from likewise.shards.shard import Shard, ShardLimits, build_executor
 from likewise.shards.spec import GallerySpec
-from likewise.shards.spec_change import SpecChange
+from likewise.shards.spec_change import SpecChange, check_change
 from likewise.shards.store import GalleryExists, GalleryNotFound, Store, local_folder
 from likewise.shards.writer import GalleryWriter, WriterLimits
 
@@ -60,20 +62,6 @@ class StoreOptions:
     export_root: Path | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _Gallery:
-    """One open gallery; `spec` and `shards` change when it is updated."""
-
-    spec: GallerySpec
-    store: GalleryStore
-    writer: GalleryWriter | ReadOnlyWriter
-    shards: tuple[Shard, ...]
-
-    @property
-    def handle(self) -> GalleryHandle:
-        return GalleryHandle(self.spec, self.shards, self.writer)
-
-
 class EmbeddedGalleries:
     """`protocols.Galleries` of a store that this process alone writes to; a `app.Part`.
 
@@ -90,10 +78,13 @@ class EmbeddedGalleries:
         self._lock = None if folder is None else StoreLock(folder)
         self._cache = options.cache or (None if folder is None else folder / CACHE_FOLDER)
         self._searching = ThreadPoolExecutor(options.threads, thread_name_prefix="search")
+        # Apart from the searches: a partition that loads would hold up whatever is searched meanwhile.
+        self._reading = ThreadPoolExecutor(options.threads, thread_name_prefix="read")
         self._building = build_executor()
         self._store: Store | None = None
-        self._open: dict[str, _Gallery] = {}
+        self._open: dict[str, OpenGallery] = {}
         self._changing = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
         self.snapshots = EmbeddedSnapshots(self, options.export_root)
 
     async def open(self) -> None:
@@ -120,12 +111,18 @@ class EmbeddedGalleries:
             raise failures.exceptions[0] from None
 
     async def close(self) -> None:
-        """Commit what waits, close everything and give the store back."""
+        """Commit what waits, close everything and give the store back. What is being built is given up."""
         await self.snapshots.close()
+        for gallery in list(self._open.values()):
+            await _give_up(gallery)
         async with self._changing:
             for name in sorted(self._open):
-                await _close(self._open.pop(name))
+                await self._open.pop(name).close()
+        for task in list(self._retiring):
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         self._searching.shutdown(wait=False)
+        self._reading.shutdown(wait=False)
         self._building.shutdown(wait=False, cancel_futures=True)
         if self._lock is not None:
             self._lock.release()
@@ -145,10 +142,7 @@ class EmbeddedGalleries:
 
     def get(self, name: str) -> GalleryHandle:
         """See `Galleries.get`."""
-        gallery = self._open.get(name)
-        if gallery is None:
-            raise self._not_found(name)
-        return gallery.handle
+        return self._gallery(name).handle
 
     def handles(self) -> Sequence[GalleryHandle]:
         """See `Galleries.handles`."""
@@ -158,9 +152,26 @@ class EmbeddedGalleries:
         """See `Galleries.create`."""
         return await self._exclusively(lambda: self._create(spec))
 
-    async def update(self, spec: GallerySpec) -> GalleryHandle:
+    async def update(self, spec: GallerySpec, *, min_recall: float | None = None) -> GalleryHandle:
         """See `Galleries.update`."""
-        return await self._exclusively(lambda: self._update(spec))
+        gallery = self._gallery(spec.name)
+        before = gallery.spec
+        if gallery.change is not None:
+            raise reshape.change_running(spec.name)
+        if not reshape.is_reshape(before, spec):
+            return await self._exclusively(lambda: self._update(spec, before=before))
+        async with self._changing:  # to begin only: nothing is changed in place from here on
+            _unchanged(self._gallery(spec.name), before)
+            change = gallery.change = asyncio.create_task(self._reshape(gallery, spec, min_recall))
+        try:
+            return await change  # cancelled with its caller, and waited for: it takes back what it did
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise Unavailable(f"gallery {spec.name!r} went, or the server stops: it was not changed") from None
+        finally:
+            gallery.change = None
 
     async def delete(self, name: str) -> None:
         """See `Galleries.delete`."""
@@ -192,10 +203,7 @@ class EmbeddedGalleries:
         Raises:
             NotFound: If there is none of that name.
         """
-        gallery = self._open.get(name)
-        if gallery is None:
-            raise self._not_found(name)
-        return gallery.store
+        return self._gallery(name).store
 
     async def _create(self, spec: GallerySpec) -> GalleryHandle:
         store = self._opened()
@@ -214,33 +222,70 @@ class EmbeddedGalleries:
             raise
         return gallery.handle
 
-    async def _update(self, spec: GallerySpec) -> GalleryHandle:
-        gallery = self._open.get(spec.name)
-        if gallery is None:
-            raise self._not_found(spec.name)
-        if spec == gallery.spec:
-            return gallery.handle
+    async def _update(self, spec: GallerySpec, *, before: GallerySpec) -> GalleryHandle:
+        """Change what the shards that serve can be told of."""
+        gallery = self._gallery(spec.name)
+        _unchanged(gallery, before)
+        if spec != gallery.spec:
+            await self._record(gallery, spec)
+            for shard in gallery.shards:
+                await shard.update(spec)
+            gallery.describe(spec)
+        return gallery.handle
+
+    async def _reshape(self, gallery: OpenGallery, spec: GallerySpec, min_recall: float | None) -> GalleryHandle:
+        """Build other shards beside those that serve, check them and switch; else leave everything as it was."""
+        _check_change(gallery.spec, spec)
+        if isinstance(gallery.writer, ReadOnlyWriter):
+            await gallery.writer.update_spec(spec)  # refuses
+        log.info("gallery %r: %s are built beside %s", spec.name, reshape.shape(spec), reshape.shape(gallery.spec))
+        shards = await self._shards(gallery.store, spec, gallery.writer)
+        try:
+            await reshape.check(shards, spec, StoreTruth(gallery.store), min_recall=min_recall)
+            # From the commit on there is no way back: whoever gives up now is told of what is.
+            switch = asyncio.create_task(self._switch(gallery, spec, shards))
+            try:
+                await asyncio.shield(switch)
+            except asyncio.CancelledError:
+                await asyncio.wait((switch,))
+                raise
+        finally:
+            if gallery.shards is not shards:
+                await asyncio.shield(asyncio.create_task(self._drop(Generation(shards), gallery, spec)))
+        return gallery.handle
+
+    async def _switch(self, gallery: OpenGallery, spec: GallerySpec, shards: tuple[Shard, ...]) -> None:
+        await self._record(gallery, spec)
+        before = gallery.spec
+        replaced = gallery.switch(spec, shards)
+        log.info("gallery %r is served by %s", spec.name, reshape.shape(spec))
+        task = asyncio.create_task(self._retire(replaced, gallery, before), name=f"retire-{spec.name}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, generation: Generation, gallery: OpenGallery, spec: GallerySpec) -> None:
+        """End replaced shards once no call uses them; until then they follow the writer as before."""
+        try:
+            await generation.unused()
+        finally:
+            await self._drop(generation, gallery, spec)
+
+    async def _drop(self, generation: Generation, gallery: OpenGallery, spec: GallerySpec) -> None:
+        await generation.close(gallery.writer)
+        if self._cache is not None and reshape.is_reshape(gallery.spec, spec):  # unless it is back at that shape
+            await asyncio.to_thread(_discard, self._cache, spec)
+
+    async def _record(self, gallery: OpenGallery, spec: GallerySpec) -> None:
         try:
             await gallery.writer.update_spec(spec)
         except SpecChange as error:
             raise FailedPrecondition(str(error), reason="SPEC_CHANGE") from error
-        if spec.shards == gallery.spec.shards:
-            for shard in gallery.shards:
-                await shard.update(spec)
-            gallery.spec = spec
-            return gallery.handle
-        shards = await self._shards(gallery.store, spec, gallery.writer)
-        old, gallery.shards, gallery.spec = gallery.shards, shards, spec
-        for shard in old:
-            await gallery.writer.remove_sink(shard)
-            await shard.close()
-        return gallery.handle
 
     async def _delete(self, name: str) -> None:
-        gallery = self._open.pop(name, None)
-        if gallery is None:
-            raise self._not_found(name)
-        await _close(gallery)
+        gallery = self._gallery(name)
+        await _give_up(gallery)
+        del self._open[name]
+        await gallery.close()
         try:
             await asyncio.to_thread(self._opened().delete, name)
         except GalleryNotFound as error:
@@ -248,7 +293,7 @@ class EmbeddedGalleries:
         if self._cache is not None:
             await asyncio.to_thread(_discard, self._cache, gallery.spec)
 
-    async def _load(self, store: GalleryStore) -> _Gallery:
+    async def _load(self, store: GalleryStore) -> OpenGallery:
         writer: GalleryWriter | ReadOnlyWriter
         if store.read_only:
             writer = ReadOnlyWriter(store)
@@ -260,7 +305,9 @@ class EmbeddedGalleries:
         except BaseException:
             await writer.close()
             raise
-        return _Gallery(store.spec, store, writer, shards)
+        if self._cache is not None:
+            await asyncio.to_thread(sweep, self._cache, store.spec)
+        return OpenGallery(store, writer, shards, store.spec)
 
     async def _shards(
         self, store: GalleryStore, spec: GallerySpec, writer: GalleryWriter | ReadOnlyWriter
@@ -272,6 +319,7 @@ class EmbeddedGalleries:
                 number,
                 Partition(store, number, spec.shards),
                 executor=self._searching,
+                reader=self._reading,
                 builder=self._building,
                 cache=self._cache,
                 limits=self._options.shard,
@@ -309,6 +357,12 @@ class EmbeddedGalleries:
             raise Unavailable("the store is not open yet", retry_after_s=1.0)
         return self._store
 
+    def _gallery(self, name: str) -> OpenGallery:
+        gallery = self._open.get(name)
+        if gallery is None:
+            raise self._not_found(name)
+        return gallery
+
     def _not_found(self, name: str) -> NotFound:
         known = sorted(self._open)
         more = f" and {len(known) - _NAMES_SHOWN} more" if len(known) > _NAMES_SHOWN else ""
@@ -319,10 +373,24 @@ class EmbeddedGalleries:
         )
 
 
-async def _close(gallery: _Gallery) -> None:
-    await gallery.writer.close()
-    for shard in gallery.shards:
-        await shard.close()
+async def _give_up(gallery: OpenGallery) -> None:
+    """End the change that is under way, and wait until it has taken back what it did."""
+    if gallery.change is not None:
+        gallery.change.cancel()
+        await asyncio.gather(gallery.change, return_exceptions=True)
+
+
+def _unchanged(gallery: OpenGallery, before: GallerySpec) -> None:
+    """Refuse a change made of a description that another one has replaced, or is about to."""
+    if gallery.change is not None or gallery.spec != before:
+        raise reshape.change_running(before.name)
+
+
+def _check_change(old: GallerySpec, new: GallerySpec) -> None:
+    try:
+        check_change(old, new)
+    except SpecChange as error:
+        raise FailedPrecondition(str(error), reason="SPEC_CHANGE") from error
 
 
 def _discard(folder: Path, spec: GallerySpec) -> None:

@@ -6,7 +6,7 @@ from likewise.server import access_log, read, validate
 from likewise.server.gallery_message import described
 from likewise.server.protocols import Galleries, GalleryHandle, Models
 from likewise.server.snapshot_service import SnapshotCalls
-from likewise.server.validate_galleries import changed_gallery, new_gallery, page_size
+from likewise.server.validate_galleries import changed_gallery, min_recall_of, new_gallery, page_size
 from likewise.v1 import gallery_service_pb2 as pb
 from likewise.v1 import gallery_service_pb2_grpc
 
@@ -50,7 +50,9 @@ class GalleryService(SnapshotCalls, gallery_service_pb2_grpc.GalleryServiceServi
         """See gallery_service.proto."""
         handle = self._handle(request.spec.name, "spec.name")
         spec = changed_gallery(handle.spec, request.spec, request.update_mask.paths)
-        return pb.GalleryServiceUpdateResponse(gallery=await described(await self._galleries.update(spec)))
+        min_recall = min_recall_of(request)
+        handle = await self._galleries.update(spec, min_recall=min_recall)
+        return pb.GalleryServiceUpdateResponse(gallery=await described(handle))
 
     async def Delete(self, request: pb.GalleryServiceDeleteRequest, context: Any) -> pb.GalleryServiceDeleteResponse:
         """See gallery_service.proto."""

@@ -131,13 +131,18 @@ class Models(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class GalleryHandle:
-    """A gallery and the parts that serve it; `shards[i]` is shard number i."""
+    """A gallery and the parts that serve it; `shards[i]` is shard number i; `read_only` ones take no writes.
+
+    A call takes it once and keeps it: the shards of a handle serve until the last call that holds it has ended, or as
+    good as that, also when the gallery has other ones by then.
+    """
 
     spec: GallerySpec
     shards: tuple[ShardSearch, ...]
     writer: Writer
+    read_only: bool = False
 
 
 class Galleries(Protocol):
@@ -163,11 +168,19 @@ class Galleries(Protocol):
         """
         ...
 
-    async def update(self, spec: GallerySpec) -> GalleryHandle:
+    async def update(self, spec: GallerySpec, *, min_recall: float | None = None) -> GalleryHandle:
         """Give the gallery of `spec.name` this description; returns when its parts follow.
 
+        A change that needs other shards builds them beside those that serve, checks them and switches; whatever goes
+        wrong before, a cancelled call included, leaves the gallery as it was.
+
+        Args:
+            spec: All of the new description.
+            min_recall: Lowest recall@10 of a new index to accept, in [0, 1]; None for `reshape.MIN_RECALL`.
+
         Raises:
-            FailedPrecondition: If the change is not one that can be made in place.
+            FailedPrecondition: If rows already written do not fit it, new shards fail a check, or the gallery is being
+                changed already.
         """
         ...
 

@@ -58,9 +58,13 @@ class ReadOnlyWriter:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        name = self._gallery.spec.name
-        raise FailedPrecondition(
-            f"gallery {name!r} is read-only: write to another one, or restore its snapshot once more without read_only",
-            reason="GALLERY_READ_ONLY",
-            metadata={"gallery": name},
-        )
+        raise refusal(self._gallery.spec.name)
+
+
+def refusal(name: str) -> FailedPrecondition:
+    """What whoever would change a read-only gallery is told."""
+    return FailedPrecondition(
+        f"gallery {name!r} is read-only: write to another one, or restore its snapshot once more without read_only",
+        reason="GALLERY_READ_ONLY",
+        metadata={"gallery": name},
+    )

@@ -8,6 +8,7 @@ from likewise.server import access_log, validate
 from likewise.server.errors import Unimplemented
 from likewise.server.gallery_message import described
 from likewise.server.protocols import Galleries, GalleryHandle
+from likewise.server.snapshot_messages import snapshot_message
 from likewise.server.transfers import Done
 from likewise.server.validate_galleries import page_size
 from likewise.shards.copying import Progress
@@ -70,7 +71,7 @@ class SnapshotCalls:
             version=version,
             note=request.note,
         )
-        return pb.GalleryServiceCreateSnapshotResponse(snapshot=_message(made))
+        return pb.GalleryServiceCreateSnapshotResponse(snapshot=snapshot_message(made))
 
     async def ListSnapshots(
         self, request: pb.GalleryServiceListSnapshotsRequest, context: Any
@@ -82,7 +83,7 @@ class SnapshotCalls:
         found = [one for one in await self._snapshots(request.gallery).list(request.gallery) if one.name > after]
         chosen = found[:limit]
         return pb.GalleryServiceListSnapshotsResponse(
-            snapshots=[_message(one) for one in chosen],
+            snapshots=[snapshot_message(one) for one in chosen],
             next_page_token=validate.page_token(chosen[-1].name, key) if len(found) > limit else "",
         )
 
@@ -141,18 +142,8 @@ class SnapshotCalls:
 
     def _served(self) -> Snapshots:
         if not isinstance(self._galleries, HasSnapshots):
-            raise Unimplemented(
-                "snapshots, exports and imports of galleries in a cluster are not served by this release; stop it and "
-                "serve the store embedded, without --ray, for as long as that takes",
-                reason="CLUSTER",
-            )
+            raise Unimplemented("snapshots, exports and imports are not served here")
         return self._galleries.snapshots
-
-
-def _message(snapshot: Snapshot) -> pb.Snapshot:
-    message = pb.Snapshot(name=snapshot.name, version=snapshot.version, rows=snapshot.rows, note=snapshot.note)
-    message.create_time.FromMicroseconds(snapshot.created_micros)
-    return message
 
 
 def _progress(progress: Progress) -> pb.TransferProgress:

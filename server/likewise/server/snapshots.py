@@ -84,13 +84,7 @@ class EmbeddedSnapshots:
         """See `snapshot_service.Snapshots.create`."""
         store = self._home.store_of(gallery)
 
-        def make() -> Snapshot:
-            newest = store.newest_version()
-            if version is not None and not 1 <= version <= newest:
-                raise InvalidRequest(f"version must be in [1, {newest}], got {version}", field="version")
-            return snapshots.create(store, name, note=note, version=version)
-
-        return await self._in_thread(make)
+        return await self._in_thread(lambda: named(store, name, version=version, note=note))
 
     async def list(self, gallery: str) -> Sequence[Snapshot]:
         """See `snapshot_service.Snapshots.list`."""
@@ -108,7 +102,7 @@ class EmbeddedSnapshots:
         loop = asyncio.get_running_loop()
 
         def work(_: Report) -> GalleryHandle:
-            with _told(), snapshots.restored(store, source, snapshot, name, read_only=read_only) as staged:
+            with told(), snapshots.restored(store, source, snapshot, name, read_only=read_only) as staged:
                 return self._adopt(staged, name, loop)
 
         return await self._transfers.finish(work)
@@ -119,7 +113,7 @@ class EmbeddedSnapshots:
         target = self._place(folder)
 
         def work(report: Report) -> Manifest:
-            with _told():
+            with told():
                 version = snapshots.find(source, snapshot).version if snapshot else source.newest_version()
                 target.parent.mkdir(parents=True, exist_ok=True)
                 return transfer.export(source, target, version=version, report=report)
@@ -134,7 +128,7 @@ class EmbeddedSnapshots:
         loop = asyncio.get_running_loop()
 
         def work(report: Report) -> GalleryHandle:
-            with _told():
+            with told():
                 chosen = name or _usable(transfer.read_manifest(source).gallery)
                 with transfer.imported(store, source, chosen, read_only=read_only, report=report) as staged:
                     return self._adopt(staged, chosen, loop)
@@ -163,12 +157,24 @@ class EmbeddedSnapshots:
         return self._export_root / folder
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        def told() -> T:
-            with _told():
+        def worded() -> T:
+            with told():
                 return work()
 
         # To its end, so that no half of it is going on when the caller's next call comes.
-        return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(told)))
+        return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(worded)))
+
+
+def named(gallery: GalleryStore, name: str, *, version: int | None, note: str) -> Snapshot:
+    """See `snapshots.create`; blocking.
+
+    Raises:
+        InvalidRequest: For a version that is still to come.
+    """
+    newest = gallery.newest_version()
+    if version is not None and not 1 <= version <= newest:
+        raise InvalidRequest(f"version must be in [1, {newest}], got {version}", field="version")
+    return snapshots.create(gallery, name, note=note, version=version)
 
 
 def _usable(name: str) -> str:
@@ -178,7 +184,7 @@ def _usable(name: str) -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Errors of the store as callers may see them."""
     try:
         yield

@@ -104,6 +104,15 @@ def check_index(index: IndexSpec, spaces: Sequence[SpaceSpec]) -> None:
             )
 
 
+def min_recall_of(request: pb.GalleryServiceUpdateRequest) -> float | None:
+    """The lowest recall that a new index may have; None where the caller leaves it to the server."""
+    if not request.HasField("min_recall"):
+        return None
+    if not 0.0 <= request.min_recall <= 1.0:  # NaN is in no interval
+        raise InvalidRequest(f"min_recall must be in [0, 1], got {request.min_recall}", field="min_recall")
+    return request.min_recall
+
+
 def page_size(request: pb.GalleryServiceListRequest | pb.GalleryServiceListSnapshotsRequest) -> int:
     """Galleries or snapshots a page."""
     return (

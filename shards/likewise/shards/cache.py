@@ -25,7 +25,7 @@ import numpy as np
 from likewise.shards import index as sealed_index
 from likewise.shards.index import Recipe, SealedIndex
 from likewise.shards.protocols import I64
-from likewise.shards.spec import GallerySpec, SpaceSpec
+from likewise.shards.spec import GallerySpec, SpaceSpec, generation
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class SealedCache:
 
     def path(self, space: SpaceSpec) -> Path:
         """Where the file of a space is."""
-        return self._folder / f"{self._spec.gallery_id}-{self._shard}-of-{self._spec.shards}-{space.name}{SUFFIX}"
+        return self._folder / f"{self._spec.gallery_id}-{self._shard}{_of(self._spec)}{space.name}{SUFFIX}"
 
     def load(self, space: SpaceSpec) -> CachedIndex | None:
         """The index of a space; None, with the reason logged and the file gone, if there is none to trust."""
@@ -116,19 +116,12 @@ class SealedCache:
                 os.fsync(file.fileno())
             temporary.replace(self.path(space))
             _sync_folder(self._folder)
-            self._remove_other_partitionings()
         finally:
             temporary.unlink(missing_ok=True)
 
     def discard(self, space: SpaceSpec) -> None:
         """Remove the file of a space, if there is one."""
         self.path(space).unlink(missing_ok=True)
-
-    def _remove_other_partitionings(self) -> None:
-        """Drop what the gallery left behind when its shard count was another."""
-        for path in self._folder.glob(f"{self._spec.gallery_id}-*-of-*{SUFFIX}"):
-            if f"-of-{self._spec.shards}-" not in path.name:
-                path.unlink(missing_ok=True)
 
     def _read(self, file: BinaryIO, space: SpaceSpec) -> CachedIndex:
         if file.read(len(_MAGIC)) != _MAGIC:
@@ -166,6 +159,22 @@ class SealedCache:
             "digest": space.digest,
             "recipe": asdict(recipe),
         }
+
+
+def sweep(folder: Path, spec: GallerySpec) -> None:
+    """Remove what a gallery's shards of other generations left behind. Blocking.
+
+    Args:
+        folder: Of the files; need not be there.
+        spec: The description on record: files of a generation that is still being tried may go, at a build's cost.
+    """
+    for path in folder.glob(f"{spec.gallery_id}-*-of-*{SUFFIX}"):
+        if _of(spec) not in path.name:
+            path.unlink(missing_ok=True)
+
+
+def _of(spec: GallerySpec) -> str:
+    return f"-of-{generation(spec)}-"
 
 
 def _sync_folder(folder: Path) -> None:

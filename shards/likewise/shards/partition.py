@@ -44,6 +44,17 @@ class Partition:
         """
         yield from self._read(version, "")
 
+    def count(self, version: int) -> int:
+        """Rows of the partition at a version.
+
+        Raises:
+            HistoryGone: If the version has been cleaned up.
+            StoreFailure: If it cannot be read.
+        """
+        dataset = self._gallery.checkout(version)
+        with told_apart("counting the store's rows"), _gone_is_history(version):
+            return int(dataset.count_rows(filter=self._predicate() or None))
+
     def changes(self, since: int, until: int) -> Changes:
         """What happened after `since`, up to and with `until`: each changed id once, as it is at `until`.
 

@@ -72,7 +72,8 @@ class Shard:
         spec: The gallery.
         number: Which of its partitions.
         source: Where the rows are.
-        executor: For searches and store reads; its own two threads when None. Not shut down when given.
+        executor: For searches; its own two threads when None. Not shut down when given.
+        reader: For store reads and preparing changes; `executor` when None. Not shut down.
         builder: For index builds, see `build_executor`; its own thread when None. Not shut down when given.
         cache: Folder of sealed indexes; None to keep none.
         limits: Bounds.
@@ -86,6 +87,7 @@ class Shard:
         source: PartitionSource,
         *,
         executor: Executor | None = None,
+        reader: Executor | None = None,
         builder: Executor | None = None,
         cache: Path | None = None,
         limits: ShardLimits = ShardLimits(),
@@ -100,7 +102,7 @@ class Shard:
             spec,
             number,
             source,
-            executor=self._executor,
+            executor=reader or self._executor,
             builder=builder or self._keep_open(build_executor()),
             cache=cache,
             poll_s=limits.poll_s,

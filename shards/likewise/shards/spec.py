@@ -127,6 +127,20 @@ class GallerySpec:
         raise KeyError(name)
 
 
+def generation(spec: GallerySpec) -> str:
+    """Name of the set of shards that serve a gallery so described: "2", or "2.1f0c33ab".
+
+    Descriptions that differ only in what running shards take over (attributes, search parameters, replicas) have the
+    same one; another number of shards, or an index built in another way, needs shards of its own.
+    """
+    index = spec.index
+    built = (index.kind.lower(), index.m, index.ef_construction, index.nlist)
+    if built == ("auto", None, None, None):
+        return str(spec.shards)
+    # A digest: a factory string has characters that no file name may have.
+    return f"{spec.shards}.{hashlib.blake2b(repr(built).encode(), digest_size=4).hexdigest()}"
+
+
 def shard_hash(item_id: str) -> int:
     """Stable 63-bit hash of an id: the same on every machine and in every release (BLAKE2b, first 8 bytes)."""
     digest = hashlib.blake2b(item_id.encode(), digest_size=8).digest()

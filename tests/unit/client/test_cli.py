@@ -89,6 +89,20 @@ def test_a_gallery_is_made_shown_listed_and_deleted(shell: Shell) -> None:
     assert shell.json("gallery", "list") == []
 
 
+def test_a_gallery_is_changed(shell: Shell) -> None:
+    shell.run("gallery", "create", "g", "--dim", 2)
+
+    changed = shell.json(
+        "gallery", "update", "g", "--shards", 4, "--index", "hnsw", "--m", 16, "--attribute", "price:double",
+        "--min-recall", 0.95,
+    )  # fmt: skip
+
+    assert (changed["shards"], changed["index"]["kind"], changed["index"]["m"]) == (4, "hnsw", 16)
+    assert changed["attributes"] == {"price": "double"}
+    assert shell.json("gallery", "show", "g") == changed
+    assert "need --index" in shell.run("gallery", "update", "g", "--m", 8, code=2).stderr
+
+
 def test_a_gallery_is_deleted_only_after_a_yes(shell: Shell, shapes: Any, client: Client) -> None:
     shell.run("gallery", "delete", "shapes", code=1, typed="n\n")
 

@@ -326,7 +326,7 @@ def test_exist_ok_takes_the_same_gallery_and_no_other(client: Any) -> None:
 
 
 def test_update_names_what_changes_and_keeps_the_attributes(server: FakeServer, filled: Any) -> None:
-    info = filled.update(shards=4, attributes={"size": "int64"}, index="flat")
+    info = filled.update(shards=4, attributes={"size": "int64"}, index="flat", min_recall=0.5)
 
     request = server.calls("Update")[-1].request
     assert sorted(request.update_mask.paths) == ["attributes", "index", "shards"]

@@ -169,7 +169,12 @@ class FakeShard:
 
     async def stats(self) -> gallery_service_pb2.ShardStats:
         self._check()
-        return gallery_service_pb2.ShardStats(shard=self.number, live=len(self.rows), version=self.version)
+        return gallery_service_pb2.ShardStats(
+            shard=self.number,
+            live=len(self.rows),
+            version=self.version,
+            state=gallery_service_pb2.INDEX_STATE_READY,
+        )
 
 
 def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -245,7 +250,7 @@ class FakeGalleries:
         handle = self.all[spec.name] = GalleryHandle(spec, shards, FakeWriter(shards))
         return handle
 
-    async def update(self, spec: GallerySpec) -> GalleryHandle:
+    async def update(self, spec: GallerySpec, *, min_recall: float | None = None) -> GalleryHandle:
         rows = [row for shard in self.shards(spec.name) for row in shard.rows.items()]
         shards = tuple(FakeShard(spec, i) for i in range(spec.shards))
         for item_id, row in rows:

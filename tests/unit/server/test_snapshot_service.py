@@ -393,7 +393,7 @@ async def test_galleries_without_snapshots_say_so(request_: Any) -> None:
             await ask(stubs, request_)
 
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "serve the store embedded" in (error.value.details() or "")
+    assert "are not served here" in (error.value.details() or "")
 
 
 class _Gate:

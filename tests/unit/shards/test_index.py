@@ -1,15 +1,17 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.unit.shards.fakes import F32, gallery, unit
 
 from likewise.shards import index
-from likewise.shards.cache import SUFFIX, SealedCache
+from likewise.shards.cache import SUFFIX, SealedCache, sweep
 from likewise.shards.index import BuildStopped, Recipe, SealedIndex
-from likewise.shards.spec import AUTO_HNSW_ROWS, GallerySpec, IndexSpec, SpecError
+from likewise.shards.spec import AUTO_HNSW_ROWS, AttributeSpec, GallerySpec, IndexSpec, SpecError, generation
+from likewise.v1 import common_pb2
 
 DIM = 16
 ROWS = 1_500
@@ -182,14 +184,39 @@ def test_a_file_of_another_gallery_in_its_place_is_not_used(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_storing_leaves_one_whole_file_and_removes_those_of_another_shard_count(
-    cache: SealedCache, spec: GallerySpec, tmp_path: Path
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"shards": 2}, id="shard count"),
+        pytest.param({"index": IndexSpec(kind="hnsw", m=8)}, id="index"),
+        pytest.param({"index": IndexSpec()}, id="index by default"),
+    ],
+)
+def test_files_of_two_generations_lie_side_by_side_until_one_is_swept(
+    cache: SealedCache, spec: GallerySpec, changed: dict[str, Any], tmp_path: Path
 ) -> None:
-    two = SealedCache(tmp_path, replace(spec, shards=2), 1)
+    other_spec = replace(spec, **changed)
+    other = SealedCache(tmp_path, other_spec, 0)
 
-    two.store(spec.spaces[0], built(spec.index), STAMPS)
+    other.store(spec.spaces[0], built(spec.index), STAMPS)
 
-    assert [path.name for path in tmp_path.iterdir()] == [f"{'0' * 32}-1-of-2-default{SUFFIX}"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {SUFFIX}
+    assert len(list(tmp_path.iterdir())) == 2
+    sweep(tmp_path, other_spec)
+    assert list(tmp_path.iterdir()) == [other.path(spec.spaces[0])]
+    assert cache.load(spec.spaces[0]) is None
+
+
+def test_search_parameters_and_attributes_make_no_other_generation(cache: SealedCache, spec: GallerySpec) -> None:
+    tuned = replace(
+        spec,
+        index=replace(spec.index, ef=200),
+        attributes=(AttributeSpec("price", common_pb2.ATTRIBUTE_TYPE_INT64),),
+        replicas=2,
+    )
+
+    assert generation(tuned) == generation(spec)
+    assert generation(replace(spec, index=replace(spec.index, ef_construction=200))) != generation(spec)
 
 
 def test_a_failed_write_leaves_what_was_there(

@@ -369,11 +369,14 @@ class AsyncGallery:
         shards: int | None = None,
         replicas: int | None = None,
         index: str | IndexSpec | None = None,
+        min_recall: float | None = None,
         timeout: float | None = None,
     ) -> GalleryInfo:
         """As `Gallery.update`."""
         current = await self.info(timeout=timeout)
-        call = galleries.update_call(current, attributes=attributes, shards=shards, replicas=replicas, index=index)
+        call = galleries.update_call(
+            current, attributes=attributes, shards=shards, replicas=replicas, index=index, min_recall=min_recall
+        )
         self._memory.info = await self._transport.call(call, timeout)
         return self._memory.info
 

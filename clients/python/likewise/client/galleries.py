@@ -193,11 +193,12 @@ def update_call(
     shards: int | None,
     replicas: int | None,
     index: str | IndexSpec | None,
+    min_recall: float | None = None,
 ) -> Call[GalleryInfo]:
     """GalleryService.Update of what is given; new attributes are added to the current ones.
 
     Raises:
-        InvalidArgument: If nothing is given.
+        InvalidArgument: If nothing is given to change.
     """
     given = {"attributes": attributes, "shards": shards, "replicas": replicas, "index": index}
     paths = [path for path, value in given.items() if value is not None]
@@ -205,7 +206,9 @@ def update_call(
         raise InvalidArgument(f"nothing to update: give one of {', '.join(given)}")
     all_attributes = None if attributes is None else {**current.attributes, **attributes}
     spec = _spec(current.name, attributes=all_attributes, shards=shards, replicas=replicas, index=index)
-    request = gallery_pb.GalleryServiceUpdateRequest(spec=spec, update_mask=FieldMask(paths=paths))
+    request = gallery_pb.GalleryServiceUpdateRequest(
+        spec=spec, update_mask=FieldMask(paths=paths), min_recall=min_recall
+    )
     return make_call(rpc.UPDATE_GALLERY, request, gallery_of)
 
 

@@ -468,15 +468,32 @@ class Gallery:
         shards: int | None = None,
         replicas: int | None = None,
         index: str | IndexSpec | None = None,
+        min_recall: float | None = None,
         timeout: float | None = None,
     ) -> GalleryInfo:
-        """Change shards, replicas or index in place, or add attributes.
+        """Change shards, replicas or index of a gallery in use, or add attributes.
+
+        For another number of shards, or an index built in another way, new shards are built beside those that serve,
+        checked, and switched to in one step. The call lasts as long, and one that ends earlier changes nothing: give it
+        a `timeout` that the build fits into.
+
+        Args:
+            attributes: Added to those there are.
+            shards: How many partitions.
+            replicas: How many copies of each.
+            index: A kind, or an `IndexSpec`.
+            min_recall: Lowest recall@10 to accept of a new index, against the comparison with every row; default 0.9.
+            timeout: Seconds; default the client's.
 
         Raises:
-            FailedPrecondition: If what is asked for cannot be changed.
+            FailedPrecondition: If what is asked for cannot be changed, the new shards fail a check, or the gallery is
+                being changed already.
+            DeadlineExceeded: If it takes longer than `timeout`; nothing is changed then.
         """
         current = self.info(timeout=timeout)
-        call = galleries.update_call(current, attributes=attributes, shards=shards, replicas=replicas, index=index)
+        call = galleries.update_call(
+            current, attributes=attributes, shards=shards, replicas=replicas, index=index, min_recall=min_recall
+        )
         self._memory.info = self._transport.call(call, timeout)
         return self._memory.info
 

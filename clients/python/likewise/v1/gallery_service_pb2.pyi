@@ -408,6 +408,11 @@ class GalleryServiceUpdateRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    MIN_RECALL_FIELD_NUMBER: _builtins.int
+    min_recall: _builtins.float
+    """Lowest recall@10 to accept of new shards, in [0, 1]: the index against the comparison with every row, over a sample of
+    stored vectors. 0 accepts any. Default 0.9. Read only where new shards are built.
+    """
     @_builtins.property
     def spec(self) -> Global___GallerySpec:
         """Found by name; only what the mask names is read."""
@@ -421,12 +426,15 @@ class GalleryServiceUpdateRequest(_message.Message):
         *,
         spec: Global___GallerySpec | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        min_recall: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_recall", b"_min_recall", "min_recall", b"min_recall", "spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_recall", b"_min_recall", "min_recall", b"min_recall", "spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__min_recall: _TypeAlias = _typing.Literal["min_recall"]  # noqa: Y015
+    _WhichOneofArgType__min_recall: _TypeAlias = _typing.Literal["_min_recall", b"_min_recall"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_recall) -> _WhichOneofReturnType__min_recall | None: ...
 
 Global___GalleryServiceUpdateRequest: _TypeAlias = GalleryServiceUpdateRequest  # noqa: Y015
 

@@ -129,7 +129,21 @@ class GalleryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Update(self, request, context):
-        """Changes shards, index or new attributes of a gallery in place. FAILED_PRECONDITION for what cannot be changed.
+        """Changes a gallery in use. Attributes are added and search parameters (ef, nprobe) changed in place. For another
+        number of shards, or an index built in another way, new shards are built beside those that serve, checked and
+        switched to in one step; the call lasts as long as the build. Whatever goes wrong before the switch, the end of the
+        call included (its deadline, a cancellation), leaves the gallery as it was.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | update_mask, spec or min_recall | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+        | FAILED_PRECONDITION | SPEC_CHANGE or none: rows already written do not fit the description | make another gallery |
+        | FAILED_PRECONDITION | RESHAPE_CHECK_FAILED: the new shards failed the check that metadata["check"] names: "build", "counts" or "recall" | see the message: other index parameters, or another min_recall |
+        | FAILED_PRECONDITION | CHANGE_RUNNING: the gallery is being changed by another call | wait for that one |
+        | FAILED_PRECONDITION | GALLERY_READ_ONLY | restore the snapshot without read_only |
+        | RESOURCE_EXHAUSTED | DISK_FULL | make room |
+        | UNAVAILABLE | a part does not start, does not answer or stops | ask again |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,14 +172,13 @@ class GalleryServiceServicer(object):
         | NOT_FOUND | GALLERY_NOT_FOUND | see List |
         | ALREADY_EXISTS | SNAPSHOT_EXISTS | choose another name, or delete that one first |
         | FAILED_PRECONDITION | VERSION_GONE: the version has been cleaned up | take a newer one |
-        | UNIMPLEMENTED | the server's galleries are in a cluster, in this release | use an embedded server |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSnapshots(self, request, context):
-        """A gallery's snapshots in name order. NOT_FOUND, UNIMPLEMENTED: as CreateSnapshot.
+        """A gallery's snapshots in name order. NOT_FOUND: as CreateSnapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,7 +190,6 @@ class GalleryServiceServicer(object):
         | code | reason | what to do |
         |---|---|---|
         | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
-        | UNIMPLEMENTED | as CreateSnapshot | |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,7 +205,7 @@ class GalleryServiceServicer(object):
         | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
         | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | choose another; nothing is ever overwritten |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | as CreateSnapshot, or the store is an object store | |
+        | UNIMPLEMENTED | the store is an object store | |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,7 +223,7 @@ class GalleryServiceServicer(object):
         | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
         | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | as RestoreSnapshot | |
+        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -229,7 +241,7 @@ class GalleryServiceServicer(object):
         | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
         | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | as RestoreSnapshot | |
+        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

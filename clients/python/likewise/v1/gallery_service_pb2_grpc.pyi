@@ -47,7 +47,22 @@ class GalleryServiceStub:
     List: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceListRequest, _gallery_service_pb2.GalleryServiceListResponse]
     """All galleries in name order."""
     Update: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceUpdateRequest, _gallery_service_pb2.GalleryServiceUpdateResponse]
-    """Changes shards, index or new attributes of a gallery in place. FAILED_PRECONDITION for what cannot be changed."""
+    """Changes a gallery in use. Attributes are added and search parameters (ef, nprobe) changed in place. For another
+    number of shards, or an index built in another way, new shards are built beside those that serve, checked and
+    switched to in one step; the call lasts as long as the build. Whatever goes wrong before the switch, the end of the
+    call included (its deadline, a cancellation), leaves the gallery as it was.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | update_mask, spec or min_recall | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+    | FAILED_PRECONDITION | SPEC_CHANGE or none: rows already written do not fit the description | make another gallery |
+    | FAILED_PRECONDITION | RESHAPE_CHECK_FAILED: the new shards failed the check that metadata["check"] names: "build", "counts" or "recall" | see the message: other index parameters, or another min_recall |
+    | FAILED_PRECONDITION | CHANGE_RUNNING: the gallery is being changed by another call | wait for that one |
+    | FAILED_PRECONDITION | GALLERY_READ_ONLY | restore the snapshot without read_only |
+    | RESOURCE_EXHAUSTED | DISK_FULL | make room |
+    | UNAVAILABLE | a part does not start, does not answer or stops | ask again |
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceDeleteRequest, _gallery_service_pb2.GalleryServiceDeleteResponse]
     """Deletes a gallery with all its items, for good."""
     Stats: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceStatsRequest, _gallery_service_pb2.GalleryServiceStatsResponse]
@@ -61,17 +76,15 @@ class GalleryServiceStub:
     | NOT_FOUND | GALLERY_NOT_FOUND | see List |
     | ALREADY_EXISTS | SNAPSHOT_EXISTS | choose another name, or delete that one first |
     | FAILED_PRECONDITION | VERSION_GONE: the version has been cleaned up | take a newer one |
-    | UNIMPLEMENTED | the server's galleries are in a cluster, in this release | use an embedded server |
     """
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceListSnapshotsRequest, _gallery_service_pb2.GalleryServiceListSnapshotsResponse]
-    """A gallery's snapshots in name order. NOT_FOUND, UNIMPLEMENTED: as CreateSnapshot."""
+    """A gallery's snapshots in name order. NOT_FOUND: as CreateSnapshot."""
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceDeleteSnapshotRequest, _gallery_service_pb2.GalleryServiceDeleteSnapshotResponse]
     """Forgets a snapshot; what only it needed is removed from the disk some time later. Galleries restored from it stay.
 
     | code | reason | what to do |
     |---|---|---|
     | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
-    | UNIMPLEMENTED | as CreateSnapshot | |
     """
     RestoreSnapshot: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceRestoreSnapshotRequest, _gallery_service_pb2.GalleryServiceRestoreSnapshotResponse]
     """Makes a gallery of a snapshot, with the rows and the schema of its version, and serves it. It needs neither the
@@ -83,7 +96,7 @@ class GalleryServiceStub:
     | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
     | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | choose another; nothing is ever overwritten |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | as CreateSnapshot, or the store is an object store | |
+    | UNIMPLEMENTED | the store is an object store | |
     """
     ExportGallery: _grpc.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceExportGalleryRequest, _gallery_service_pb2.GalleryServiceExportGalleryResponse]
     """Writes a version of a gallery, whole, to a new folder below the server's export root: a plain Lance dataset, the
@@ -97,7 +110,7 @@ class GalleryServiceStub:
     | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
     | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | as RestoreSnapshot | |
+    | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
     """
     ImportGallery: _grpc.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceImportGalleryRequest, _gallery_service_pb2.GalleryServiceImportGalleryResponse]
     """Makes a gallery of an exported folder below the server's export root, and serves it. Everything is checked before
@@ -111,7 +124,7 @@ class GalleryServiceStub:
     | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
     | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | as RestoreSnapshot | |
+    | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
     """
 
 @_typing.type_check_only
@@ -133,7 +146,22 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     List: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceListRequest, _gallery_service_pb2.GalleryServiceListResponse]  # type: ignore[assignment]
     """All galleries in name order."""
     Update: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceUpdateRequest, _gallery_service_pb2.GalleryServiceUpdateResponse]  # type: ignore[assignment]
-    """Changes shards, index or new attributes of a gallery in place. FAILED_PRECONDITION for what cannot be changed."""
+    """Changes a gallery in use. Attributes are added and search parameters (ef, nprobe) changed in place. For another
+    number of shards, or an index built in another way, new shards are built beside those that serve, checked and
+    switched to in one step; the call lasts as long as the build. Whatever goes wrong before the switch, the end of the
+    call included (its deadline, a cancellation), leaves the gallery as it was.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | update_mask, spec or min_recall | correct it |
+    | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+    | FAILED_PRECONDITION | SPEC_CHANGE or none: rows already written do not fit the description | make another gallery |
+    | FAILED_PRECONDITION | RESHAPE_CHECK_FAILED: the new shards failed the check that metadata["check"] names: "build", "counts" or "recall" | see the message: other index parameters, or another min_recall |
+    | FAILED_PRECONDITION | CHANGE_RUNNING: the gallery is being changed by another call | wait for that one |
+    | FAILED_PRECONDITION | GALLERY_READ_ONLY | restore the snapshot without read_only |
+    | RESOURCE_EXHAUSTED | DISK_FULL | make room |
+    | UNAVAILABLE | a part does not start, does not answer or stops | ask again |
+    """
     Delete: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceDeleteRequest, _gallery_service_pb2.GalleryServiceDeleteResponse]  # type: ignore[assignment]
     """Deletes a gallery with all its items, for good."""
     Stats: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceStatsRequest, _gallery_service_pb2.GalleryServiceStatsResponse]  # type: ignore[assignment]
@@ -147,17 +175,15 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     | NOT_FOUND | GALLERY_NOT_FOUND | see List |
     | ALREADY_EXISTS | SNAPSHOT_EXISTS | choose another name, or delete that one first |
     | FAILED_PRECONDITION | VERSION_GONE: the version has been cleaned up | take a newer one |
-    | UNIMPLEMENTED | the server's galleries are in a cluster, in this release | use an embedded server |
     """
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceListSnapshotsRequest, _gallery_service_pb2.GalleryServiceListSnapshotsResponse]  # type: ignore[assignment]
-    """A gallery's snapshots in name order. NOT_FOUND, UNIMPLEMENTED: as CreateSnapshot."""
+    """A gallery's snapshots in name order. NOT_FOUND: as CreateSnapshot."""
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceDeleteSnapshotRequest, _gallery_service_pb2.GalleryServiceDeleteSnapshotResponse]  # type: ignore[assignment]
     """Forgets a snapshot; what only it needed is removed from the disk some time later. Galleries restored from it stay.
 
     | code | reason | what to do |
     |---|---|---|
     | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
-    | UNIMPLEMENTED | as CreateSnapshot | |
     """
     RestoreSnapshot: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GalleryServiceRestoreSnapshotRequest, _gallery_service_pb2.GalleryServiceRestoreSnapshotResponse]  # type: ignore[assignment]
     """Makes a gallery of a snapshot, with the rows and the schema of its version, and serves it. It needs neither the
@@ -169,7 +195,7 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
     | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | choose another; nothing is ever overwritten |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | as CreateSnapshot, or the store is an object store | |
+    | UNIMPLEMENTED | the store is an object store | |
     """
     ExportGallery: _aio.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceExportGalleryRequest, _gallery_service_pb2.GalleryServiceExportGalleryResponse]  # type: ignore[assignment]
     """Writes a version of a gallery, whole, to a new folder below the server's export root: a plain Lance dataset, the
@@ -183,7 +209,7 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
     | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | as RestoreSnapshot | |
+    | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
     """
     ImportGallery: _aio.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceImportGalleryRequest, _gallery_service_pb2.GalleryServiceImportGalleryResponse]  # type: ignore[assignment]
     """Makes a gallery of an exported folder below the server's export root, and serves it. Everything is checked before
@@ -197,7 +223,7 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
     | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | as RestoreSnapshot | |
+    | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
     """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -240,7 +266,22 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gallery_service_pb2.GalleryServiceUpdateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_service_pb2.GalleryServiceUpdateResponse, _abc.Awaitable[_gallery_service_pb2.GalleryServiceUpdateResponse]]:
-        """Changes shards, index or new attributes of a gallery in place. FAILED_PRECONDITION for what cannot be changed."""
+        """Changes a gallery in use. Attributes are added and search parameters (ef, nprobe) changed in place. For another
+        number of shards, or an index built in another way, new shards are built beside those that serve, checked and
+        switched to in one step; the call lasts as long as the build. Whatever goes wrong before the switch, the end of the
+        call included (its deadline, a cancellation), leaves the gallery as it was.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | update_mask, spec or min_recall | correct it |
+        | NOT_FOUND | GALLERY_NOT_FOUND | see List |
+        | FAILED_PRECONDITION | SPEC_CHANGE or none: rows already written do not fit the description | make another gallery |
+        | FAILED_PRECONDITION | RESHAPE_CHECK_FAILED: the new shards failed the check that metadata["check"] names: "build", "counts" or "recall" | see the message: other index parameters, or another min_recall |
+        | FAILED_PRECONDITION | CHANGE_RUNNING: the gallery is being changed by another call | wait for that one |
+        | FAILED_PRECONDITION | GALLERY_READ_ONLY | restore the snapshot without read_only |
+        | RESOURCE_EXHAUSTED | DISK_FULL | make room |
+        | UNAVAILABLE | a part does not start, does not answer or stops | ask again |
+        """
 
     @_abc_1.abstractmethod
     def Delete(
@@ -272,7 +313,6 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         | NOT_FOUND | GALLERY_NOT_FOUND | see List |
         | ALREADY_EXISTS | SNAPSHOT_EXISTS | choose another name, or delete that one first |
         | FAILED_PRECONDITION | VERSION_GONE: the version has been cleaned up | take a newer one |
-        | UNIMPLEMENTED | the server's galleries are in a cluster, in this release | use an embedded server |
         """
 
     @_abc_1.abstractmethod
@@ -281,7 +321,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gallery_service_pb2.GalleryServiceListSnapshotsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_service_pb2.GalleryServiceListSnapshotsResponse, _abc.Awaitable[_gallery_service_pb2.GalleryServiceListSnapshotsResponse]]:
-        """A gallery's snapshots in name order. NOT_FOUND, UNIMPLEMENTED: as CreateSnapshot."""
+        """A gallery's snapshots in name order. NOT_FOUND: as CreateSnapshot."""
 
     @_abc_1.abstractmethod
     def DeleteSnapshot(
@@ -294,7 +334,6 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         | code | reason | what to do |
         |---|---|---|
         | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
-        | UNIMPLEMENTED | as CreateSnapshot | |
         """
 
     @_abc_1.abstractmethod
@@ -312,7 +351,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         | NOT_FOUND | GALLERY_NOT_FOUND or SNAPSHOT_NOT_FOUND | see List and ListSnapshots |
         | ALREADY_EXISTS | GALLERY_EXISTS: the name is taken | choose another; nothing is ever overwritten |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | as CreateSnapshot, or the store is an object store | |
+        | UNIMPLEMENTED | the store is an object store | |
         """
 
     @_abc_1.abstractmethod
@@ -332,7 +371,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
         | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | as RestoreSnapshot | |
+        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
         """
 
     @_abc_1.abstractmethod
@@ -352,7 +391,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
         | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | as RestoreSnapshot | |
+        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
         """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

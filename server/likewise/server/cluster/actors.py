@@ -83,9 +83,9 @@ class PartActor:
         await asyncio.sleep(seconds)
         return True
 
-    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+    async def follow(self, *generations: Sequence[Sequence[str]]) -> None:
         """See `PlacedPart.follow`."""
-        await self._host.follow(shards)
+        await self._host.follow(*generations)
 
     async def update(self, spec: GallerySpec) -> str:
         """See `PlacedPart.update`; returns why it failed, or ""."""

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from likewise.server.errors import AlreadyExists, NotFound
+from likewise.server.snapshots import named, told
+from likewise.shards import audit, snapshots
 from likewise.shards.lock import StoreLock, StoreLocked
+from likewise.shards.protocols import F32
+from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec
 from likewise.shards.store import GalleryExists, GalleryNotFound, Store, local_folder
 
@@ -61,6 +65,43 @@ class StoreCatalogue:
     def version(self, name: str) -> int:
         """See `Catalogue.version`."""
         return self._store.open(name).version
+
+    def spec(self, name: str) -> GallerySpec:
+        """See `Catalogue.spec`."""
+        return self._store.open(name).spec
+
+    def rows(self, name: str, version: int, shard: int, shards: int) -> int:
+        """See `generation.Stored.rows`."""
+        return audit.stored_rows(self._store.open(name), version, shard, shards)
+
+    def sample(self, name: str, space: str, count: int) -> F32:
+        """See `generation.Stored.sample`."""
+        return audit.stored_vectors(self._store.open(name), space, count)
+
+    def read_only(self, name: str) -> bool:
+        """See `Catalogue.read_only`."""
+        return self._store.open(name).read_only
+
+    def create_snapshot(self, gallery: str, name: str, *, version: int | None, note: str) -> Snapshot:
+        """See `Catalogue.create_snapshot`."""
+        with told():
+            return named(self._store.open(gallery), name, version=version, note=note)
+
+    def snapshots(self, gallery: str) -> Sequence[Snapshot]:
+        """See `Catalogue.snapshots`."""
+        with told():
+            return snapshots.snapshots(self._store.open(gallery))
+
+    def delete_snapshot(self, gallery: str, name: str) -> None:
+        """See `Catalogue.delete_snapshot`."""
+        with told():
+            snapshots.delete(self._store.open(gallery), name)
+
+    def restore(self, gallery: str, snapshot: str, name: str, *, read_only: bool) -> GallerySpec:
+        """See `Catalogue.restore`."""
+        source = self._store.open(gallery)
+        with told(), snapshots.restored(self._store, source, snapshot, name, read_only=read_only) as staged:
+            return self._store.publish(staged, name).spec
 
     def read_document(self, name: str) -> Any:
         """See `Catalogue.read_document`."""

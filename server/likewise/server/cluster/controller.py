@@ -11,16 +11,21 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from likewise.export.manifest import Manifest
 from likewise.internal.v1 import controller_service_pb2 as pb
+from likewise.server import read_only, reshape
 from likewise.server.cluster.encoder_fleet import EncoderFleet
+from likewise.server.cluster.generation import CatalogueTruth, Connect, connected
 from likewise.server.cluster.parts import EncoderPart, Part, Placement, ShardPart, WriterPart
+from likewise.server.cluster.placed import Placed, addresses_of, flat
+from likewise.server.cluster.protocols import Catalogue
 from likewise.server.cluster.routing import Board
 from likewise.server.cluster.supervisor import Supervisor
 from likewise.server.errors import FailedPrecondition, InvalidRequest, NotFound, Unavailable
 from likewise.shards import spec as specs
+from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec, SpecError
 from likewise.v1 import gallery_service_pb2
 
@@ -29,57 +34,10 @@ T = TypeVar("T")
 STOP_GRACE_S: Final = 5.0
 """Seconds that running calls of a part have before it is ended."""
 
+DRAIN_S: Final = 15.0
+"""Seconds that replaced shards go on serving, for routers that have the old table still and calls begun under it."""
+
 _log = logging.getLogger(__name__)
-
-
-class Catalogue(Protocol):
-    """The galleries of a store. Blocking: the controller calls it from an executor."""
-
-    def specs(self) -> Sequence[GallerySpec]:
-        """Every gallery there is."""
-        ...
-
-    def create(self, spec: GallerySpec) -> None:
-        """Make an empty gallery."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Delete a gallery with its data."""
-        ...
-
-    def version(self, name: str) -> int:
-        """Newest committed store version of a gallery."""
-        ...
-
-    def read_document(self, name: str) -> Any:
-        """A JSON document beside the galleries; None if there is none."""
-        ...
-
-    def write_document(self, name: str, value: Any) -> None:
-        """Replace it; durable when this returns."""
-        ...
-
-    def close(self) -> None:
-        """Give the store back."""
-        ...
-
-
-@dataclasses.dataclass(slots=True)
-class _Placed:
-    """A gallery with the supervisors of its parts; `shards[i]` are those of shard i's replicas."""
-
-    spec: GallerySpec
-    version: int
-    writer: Supervisor
-    shards: list[list[Supervisor]]
-
-    @property
-    def shard_parts(self) -> list[Supervisor]:
-        return [replica for replicas in self.shards for replica in replicas]
-
-    @property
-    def parts(self) -> list[Supervisor]:
-        return [self.writer, *self.shard_parts]
 
 
 class Controller:
@@ -91,6 +49,8 @@ class Controller:
         models: Every model version of the repositories; none for a cluster of vectors only.
         folders: The repositories, to find further versions in.
         replicas: Of each model family's encoders.
+        connect: Reaches shards that are to be looked at.
+        drain_s: See `DRAIN_S`.
 
     Attributes:
         board: The routing table.
@@ -105,10 +65,14 @@ class Controller:
         models: Sequence[Manifest] = (),
         folders: Sequence[Path] = (),
         replicas: int = 1,
+        connect: Connect = connected,
+        drain_s: float = DRAIN_S,
     ) -> None:
         self.board = Board(first_version=time.time_ns() // 1_000_000)
         self._catalogue = catalogue
         self._placement = placement
+        self._connect = connect
+        self._drain_s = drain_s
         self.models = EncoderFleet(
             catalogue,
             supervise=self._supervise,
@@ -117,7 +81,7 @@ class Controller:
             folders=folders,
             replicas=replicas,
         )
-        self._galleries: dict[str, _Placed] = {}
+        self._galleries: dict[str, Placed] = {}
         self._changing = asyncio.Lock()
         self._follows: set[asyncio.Task[None]] = set()
 
@@ -126,7 +90,8 @@ class Controller:
         await self.models.start()
         for spec in await self._blocking(self._catalogue.specs):
             version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
-            self._galleries[spec.name] = self._place(spec, version)
+            placed = self._galleries[spec.name] = self._place(spec, version)
+            placed.read_only = await self._blocking(functools.partial(self._catalogue.read_only, spec.name))
         self._publish()
         supervised = [*self.models.supervisors, *(part for placed in self._galleries.values() for part in placed.parts)]
         await self._placement.prune({supervisor.part.name for supervisor in supervised})
@@ -146,26 +111,61 @@ class Controller:
                 _valid(spec), gallery_id=uuid.uuid4().hex, created_micros=time.time_ns() // 1_000
             )
             await self._blocking(lambda: self._catalogue.create(spec))
-            version = await self._blocking(lambda: self._catalogue.version(spec.name))
-            placed = self._galleries[spec.name] = self._place(spec, version)
-            try:
-                await self._all_up(placed.parts, spec.name)
-            except BaseException:
-                await asyncio.shield(self._remove(spec.name))
-                raise
-            await self._follow(placed)
-            self._publish()
-            return specs.to_message(spec, version=placed.version)
+            return await self._bring_up(spec, read_only=False)
 
-    async def update(self, spec: GallerySpec) -> gallery_service_pb2.Gallery:
+    async def restore(self, gallery: str, snapshot: str, name: str, *, read_only: bool) -> gallery_service_pb2.Gallery:
+        """Make a gallery of a snapshot and return when all its parts serve; as `create`, it is there or it is not.
+
+        Raises:
+            NotFound: If there is no such gallery or snapshot.
+            InvalidRequest: If the name cannot be.
+            AlreadyExists: If the name is taken.
+            Unavailable: If a part does not start.
+        """
+        async with self._changing:
+            self._find(gallery)
+            made = asyncio.create_task(
+                self._blocking(lambda: self._catalogue.restore(gallery, snapshot, name, read_only=read_only))
+            )
+            try:
+                spec = await asyncio.shield(made)
+            except asyncio.CancelledError:
+                await asyncio.wait((made,))
+                if not made.cancelled() and made.exception() is None:
+                    await self._blocking(functools.partial(self._catalogue.delete, name))
+                raise
+            return await self._bring_up(spec, read_only=read_only)
+
+    async def snapshots_of(self, gallery: str) -> Sequence[Snapshot]:
+        """A gallery's snapshots by name."""
+        self._find(gallery)
+        return await self._blocking(functools.partial(self._catalogue.snapshots, gallery))
+
+    async def create_snapshot(self, gallery: str, name: str, *, version: int | None, note: str) -> Snapshot:
+        """Name a version; see `snapshots.create`."""
+        self._find(gallery)
+        return await self._blocking(lambda: self._catalogue.create_snapshot(gallery, name, version=version, note=note))
+
+    async def delete_snapshot(self, gallery: str, name: str) -> None:
+        """Forget a snapshot."""
+        self._find(gallery)
+        await self._blocking(functools.partial(self._catalogue.delete_snapshot, gallery, name))
+
+    async def update(self, spec: GallerySpec, *, min_recall: float | None = None) -> gallery_service_pb2.Gallery:
         """Give a gallery a new description and return when its parts follow.
 
-        Index and attributes change in place. For another number of shards or replicas new shards are loaded beside the
-        old ones, which serve until the new ones do.
+        Attributes and search parameters change in place. For another number of shards or replicas, or an index built in
+        another way, new shards are loaded beside the old ones, which serve until the new ones are found good and the
+        description is on record. Whatever goes wrong before that leaves the gallery as it was.
+
+        Args:
+            spec: All of the description.
+            min_recall: See `reshape.check`.
 
         Raises:
             NotFound: If there is no such gallery.
-            FailedPrecondition: If its spaces would change, or an attribute would go or change its type.
+            FailedPrecondition: If its spaces would change, or an attribute would go or change its type; if new shards
+                fail a check; if it is being changed already.
             Unavailable: If a part is not up or does not follow; calling again completes the change.
         """
         async with self._changing:
@@ -173,15 +173,28 @@ class Controller:
             old = placed.spec
             spec = dataclasses.replace(_valid(spec), gallery_id=old.gallery_id, created_micros=old.created_micros)
             _check_change(old, spec)
-            await self._tell(placed.writer, spec)  # commits it: from here on it is the truth
-            placed.spec = spec
-            if (old.shards, old.replicas) == (spec.shards, spec.replicas):
+            if placed.read_only:
+                raise read_only.refusal(spec.name)
+            if placed.change is not None:
+                raise reshape.change_running(spec.name)
+            if not reshape.is_reshape(old, spec) and old.replicas == spec.replicas:
+                await self._tell(placed.writer, spec)  # commits it: from here on it is the truth
+                placed.spec = spec
                 await asyncio.gather(*(self._tell(part, spec) for part in placed.shard_parts))
-            else:
-                await self._reshape(placed)
-            placed.version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
-            self._publish()
-            return specs.to_message(spec, version=placed.version)
+                placed.version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
+                self._publish()
+                return placed.message()
+            placed.change = asyncio.create_task(self._reshape(placed, spec, min_recall), name=f"reshape-{spec.name}")
+        try:
+            await placed.change  # cancelled with its caller, and waited for: it takes back what it did
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise Unavailable(f"gallery {spec.name!r} went, or the cluster stops: it was not changed") from None
+        finally:
+            placed.change = None
+        return placed.message()
 
     async def delete(self, name: str) -> None:
         """Stop a gallery's parts and delete its data.
@@ -196,6 +209,8 @@ class Controller:
     async def close(self, *, stop_parts: bool) -> None:
         """Stop looking after the parts; with `stop_parts`, end them as well."""
         await self.models.close()
+        for placed in self._galleries.values():
+            await placed.give_up()
         parts = [*self.models.supervisors, *(part for placed in self._galleries.values() for part in placed.parts)]
         if stop_parts:
             await self._stop(parts, discard=False)
@@ -206,22 +221,36 @@ class Controller:
         await asyncio.gather(*self._follows, return_exceptions=True)
         await self._blocking(self._catalogue.close)
 
-    def _find(self, name: str) -> _Placed:
+    def _find(self, name: str) -> Placed:
         try:
             return self._galleries[name]
         except KeyError:
             raise NotFound(f"no gallery {name!r}", reason="GALLERY_NOT_FOUND", metadata={"gallery": name}) from None
 
-    def _place(self, spec: GallerySpec, version: int) -> _Placed:
+    def _place(self, spec: GallerySpec, version: int) -> Placed:
         writer = self._supervise(WriterPart(spec))
         shards = [
             [self._supervise(ShardPart(spec, shard, replica)) for replica in range(spec.replicas)]
             for shard in range(spec.shards)
         ]
-        return _Placed(spec, version, writer, shards)
+        return Placed(spec, version, writer, shards)
 
     def _supervise(self, part: Part) -> Supervisor:
         return Supervisor(part, self._placement, self._changed)
+
+    async def _bring_up(self, spec: GallerySpec, *, read_only: bool) -> gallery_service_pb2.Gallery:
+        """Place the parts of a gallery that was just made; it goes again if they do not come up."""
+        version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
+        placed = self._galleries[spec.name] = self._place(spec, version)
+        placed.read_only = read_only
+        try:
+            await self._all_up(placed.parts, spec.name)
+        except BaseException:
+            await asyncio.shield(self._remove(spec.name))
+            raise
+        await self._follow(placed)
+        self._publish()
+        return placed.message()
 
     async def _all_up(self, parts: Iterable[Supervisor], gallery: str) -> None:
         try:
@@ -234,6 +263,7 @@ class Controller:
             raise Unavailable(f"a part of gallery {gallery!r} does not start, see the server's log") from first
 
     async def _remove(self, name: str) -> None:
+        await self._galleries[name].give_up()
         placed = self._galleries.pop(name)
         self._publish()
         await self._stop(placed.parts, discard=True)
@@ -252,27 +282,80 @@ class Controller:
             _log.error("%s does not take the new description: %s", name, error)
             raise Unavailable(f"{name} of gallery {spec.name!r} does not take the new description") from error
 
-    async def _reshape(self, placed: _Placed) -> None:
-        """Load the shards that the description asks for, switch to them, and end the others."""
+    async def _reshape(self, placed: Placed, spec: GallerySpec, min_recall: float | None) -> None:
+        """Load the shards that a description asks for, look at them and switch; else leave everything as it was."""
+        anew = reshape.is_reshape(placed.spec, spec)
         before = {part.part.name: part for part in placed.shard_parts}
-        wanted = [
-            [ShardPart(placed.spec, shard, replica) for replica in range(placed.spec.replicas)]
-            for shard in range(placed.spec.shards)
-        ]
+        wanted = [[ShardPart(spec, shard, replica) for replica in range(spec.replicas)] for shard in range(spec.shards)]
+        if {part.name for parts in wanted for part in parts} & placed.leaving_names:
+            await asyncio.wait(placed.retiring)  # back to what is just being left: those have to end first
         shards = [
             [before.pop(part.name) if part.name in before else self._supervise(part) for part in parts]
             for parts in wanted
         ]
-        added = [part for parts in shards for part in parts if part not in placed.shard_parts]
+        added = [part for part in flat(shards) if part not in placed.shard_parts]
+        placed.beside = shards
         try:
-            await self._all_up(added, placed.spec.name)
-        except BaseException:
-            await asyncio.shield(self._stop(added, discard=True))
-            raise
-        placed.shards = shards
+            await self._all_up(added, spec.name)
+            await self._follow(placed)
+            if anew:
+                await self._check(spec, shards, min_recall)
+            # From the commit on there is no way back: whoever gives up now is told of what is.
+            switch = asyncio.create_task(self._switch(placed, spec, shards, gone=set(before.values())))
+            try:
+                await asyncio.shield(switch)
+            except asyncio.CancelledError:
+                await asyncio.wait((switch,))
+                raise
+        finally:
+            if placed.shards is not shards:
+                placed.beside = []
+                await asyncio.shield(asyncio.create_task(self._take_back(placed, added, discard=anew)))
+
+    async def _check(self, spec: GallerySpec, shards: list[list[Supervisor]], min_recall: float | None) -> None:
+        truth = CatalogueTruth(self._catalogue, spec.name)
+        for replicas in zip(*shards, strict=True):
+            addresses = addresses_of(replicas)
+            if len(addresses) < len(replicas):
+                raise Unavailable(
+                    f"a new shard of gallery {spec.name!r} was lost, it stays as it is", retry_after_s=1.0
+                )
+            async with self._connect(spec, addresses) as found:
+                await reshape.check(found, spec, truth, min_recall=min_recall)
+
+    async def _switch(
+        self, placed: Placed, spec: GallerySpec, shards: list[list[Supervisor]], *, gone: set[Supervisor]
+    ) -> None:
+        """Put the description on record, and the shards in use; the others end when nobody can be calling them."""
+        anew = reshape.is_reshape(placed.spec, spec)
+        try:
+            await self._tell(placed.writer, spec)
+        except Unavailable:
+            # An answer that did not come says nothing: the store does.
+            if await self._blocking(functools.partial(self._catalogue.spec, spec.name)) != spec:
+                raise
+        left = [[part for part in replicas if part in gone] for replicas in placed.shards]
+        placed.spec, placed.shards, placed.beside = spec, shards, []
+        placed.leaving.append(left)
+        placed.version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
         await self._follow(placed)
         self._publish()
-        await self._stop(before.values(), discard=True)
+        task = asyncio.create_task(self._retire(placed, left, discard=anew), name=f"retire-{spec.name}")
+        placed.retiring.add(task)
+        task.add_done_callback(placed.retiring.discard)
+
+    async def _retire(self, placed: Placed, left: list[list[Supervisor]], *, discard: bool) -> None:
+        await asyncio.sleep(self._drain_s)
+        try:
+            await self._stop(flat(left), discard=discard)
+        except Exception:
+            _log.exception("replaced shards of gallery %r did not end in order", placed.spec.name)
+        placed.leaving.remove(left)
+        await self._follow(placed)
+
+    async def _take_back(self, placed: Placed, added: list[Supervisor], *, discard: bool) -> None:
+        await self._follow(placed)
+        await self._stop(added, discard=discard)
 
     def _changed(self, changed: Supervisor) -> None:
         """A part came up or went: tell the routers, and the gallery's writer where its shards are."""
@@ -285,12 +368,12 @@ class Controller:
                 self._follows.add(task)
                 task.add_done_callback(self._follows.discard)
 
-    async def _follow(self, placed: _Placed) -> None:
+    async def _follow(self, placed: Placed) -> None:
         writer = placed.writer
         if writer.placed is None or writer.serving is None:
             return
         try:
-            await writer.placed.follow([_addresses(replicas) for replicas in placed.shards])
+            await writer.placed.follow(*placed.followers)
         except Exception as error:
             # A lost writer is told again once it is back.
             _log.warning("the writer of gallery %r does not know its shards yet: %s", placed.spec.name, error)
@@ -298,10 +381,10 @@ class Controller:
     def _publish(self) -> None:
         galleries = [
             pb.GalleryRoute(
-                gallery=specs.to_message(placed.spec, version=placed.version),
+                gallery=placed.message(),
                 writer=placed.writer.serving.address if placed.writer.serving else "",
                 shards=[
-                    pb.ShardRoute(shard=number, addresses=_addresses(replicas))
+                    pb.ShardRoute(shard=number, addresses=addresses_of(replicas))
                     for number, replicas in enumerate(placed.shards)
                 ],
             )
@@ -311,10 +394,6 @@ class Controller:
 
     async def _blocking(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(None, call)
-
-
-def _addresses(replicas: Iterable[Supervisor]) -> list[str]:
-    return [replica.serving.address for replica in replicas if replica.serving is not None]
 
 
 def _valid(spec: GallerySpec) -> GallerySpec:

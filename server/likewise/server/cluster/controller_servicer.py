@@ -7,6 +7,7 @@ from likewise.internal.v1 import controller_service_pb2_grpc as pb_grpc
 from likewise.server.cluster.controller import Controller
 from likewise.server.cluster.model_messages import recorded_of, versions_of
 from likewise.server.remote.channels import Context
+from likewise.server.snapshot_messages import snapshot_message
 from likewise.shards import spec as specs
 from likewise.v1 import gallery_service_pb2
 
@@ -28,12 +29,39 @@ class ControllerServicer(pb_grpc.ControllerServiceServicer):
 
     async def UpdateGallery(self, request: pb.UpdateGalleryRequest, context: Context) -> pb.UpdateGalleryResponse:
         """See the proto."""
-        return pb.UpdateGalleryResponse(gallery=await self._controller.update(_spec(request.spec)))
+        min_recall = request.min_recall if request.HasField("min_recall") else None
+        gallery = await self._controller.update(_spec(request.spec), min_recall=min_recall)
+        return pb.UpdateGalleryResponse(gallery=gallery)
 
     async def DeleteGallery(self, request: pb.DeleteGalleryRequest, context: Context) -> pb.DeleteGalleryResponse:
         """See the proto."""
         await self._controller.delete(request.name)
         return pb.DeleteGalleryResponse()
+
+    async def CreateSnapshot(self, request: pb.CreateSnapshotRequest, context: Context) -> pb.CreateSnapshotResponse:
+        """See the proto."""
+        version = request.version if request.HasField("version") else None
+        made = await self._controller.create_snapshot(
+            request.gallery, request.snapshot, version=version, note=request.note
+        )
+        return pb.CreateSnapshotResponse(snapshot=snapshot_message(made))
+
+    async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:
+        """See the proto."""
+        found = await self._controller.snapshots_of(request.gallery)
+        return pb.ListSnapshotsResponse(snapshots=[snapshot_message(one) for one in found])
+
+    async def DeleteSnapshot(self, request: pb.DeleteSnapshotRequest, context: Context) -> pb.DeleteSnapshotResponse:
+        """See the proto."""
+        await self._controller.delete_snapshot(request.gallery, request.snapshot)
+        return pb.DeleteSnapshotResponse()
+
+    async def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: Context) -> pb.RestoreSnapshotResponse:
+        """See the proto."""
+        gallery = await self._controller.restore(
+            request.gallery, request.snapshot, request.name, read_only=request.read_only
+        )
+        return pb.RestoreSnapshotResponse(gallery=gallery)
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """See the proto."""

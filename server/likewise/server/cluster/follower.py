@@ -29,6 +29,8 @@ class Follower:
         resolve: Says where the controller is now; asked again whenever the stream ends.
         channels: The process's channels.
         on_table: Called on the loop with every newer table, in order.
+        lingering: Addresses to keep channels to although the newest table has them no more: calls begun before it came
+            still use them.
 
     Attributes:
         controller: Route to the controller, for calls other than the stream.
@@ -39,11 +41,14 @@ class Follower:
         resolve: Callable[[], Awaitable[str]],
         channels: Channels,
         on_table: Callable[[pb.RoutingTable], None],
+        *,
+        lingering: Callable[[], set[str]] = set,
     ) -> None:
         self.controller: ControllerRoute = Route("the controller", channels, pb_grpc.ControllerServiceStub)
         self._resolve = resolve
         self._channels = channels
         self._on_table = on_table
+        self._lingering = lingering
         self._table = pb.RoutingTable()
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -101,7 +106,7 @@ class Follower:
         self._on_table(table)
         self._news.set()
         self._news = asyncio.Event()
-        await self._channels.keep(_addresses(table) | {controller})
+        await self._channels.keep(_addresses(table) | self._lingering() | {controller})
 
 
 def _addresses(table: pb.RoutingTable) -> set[str]:

@@ -19,6 +19,7 @@ from likewise.server.graphs import open_graph
 from likewise.server.images import ImageLimits
 from likewise.server.model_folders import read_repositories
 from likewise.server.model_versions import ModelVersions
+from likewise.server.read_only import ReadOnlyWriter
 from likewise.server.remote.channels import Channels, Endpoint
 from likewise.server.remote.delta_sink import RemoteSink
 from likewise.server.remote.inference_servicer import InferenceServicer
@@ -26,12 +27,12 @@ from likewise.server.remote.shard_servicer import ShardServicer
 from likewise.server.remote.shard_stub import ShardRoute, ShardStub
 from likewise.server.remote.writer_servicer import WriterServicer
 from likewise.server.session import Runtime
-from likewise.shards.cache import SealedCache
+from likewise.shards.cache import SealedCache, sweep
 from likewise.shards.filter import matcher
 from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.partition import Partition
 from likewise.shards.shard import Shard
-from likewise.shards.spec import GallerySpec
+from likewise.shards.spec import GallerySpec, generation
 from likewise.shards.store import GalleryNotFound, Store, local_folder
 from likewise.shards.writer import GalleryWriter
 from likewise.v1 import model_service_pb2
@@ -79,7 +80,7 @@ class Host(Protocol):
         """Load and serve; again: say the same."""
         ...
 
-    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+    async def follow(self, *generations: Sequence[Sequence[str]]) -> None:
         """See `PlacedPart.follow`."""
         ...
 
@@ -126,8 +127,12 @@ class ShardHost:
         if self._serving is None:
             part, options = self._part, self._options
             gallery = await asyncio.to_thread(_open, options, part.spec)
-            # The store's description: it may have changed since the part was placed. The partition is the part's own.
-            spec = dataclasses.replace(gallery.spec, shards=part.spec.shards)
+            # The store's description: it may have changed since the part was placed. A part of a generation that is not
+            # on record is still to be tried, or replaced already: it has its own.
+            on_record = generation(gallery.spec) == generation(part.spec)
+            spec = gallery.spec if on_record else part.spec
+            if on_record and options.cache is not None:
+                await asyncio.to_thread(sweep, options.cache, spec)
             shard = Shard(
                 spec,
                 part.shard,
@@ -142,7 +147,7 @@ class ShardHost:
             self._serving = Serving(await self._endpoint.start())
         return self._serving
 
-    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+    async def follow(self, *generations: Sequence[Sequence[str]]) -> None:
         """Shards follow nobody: the writer comes to them."""
 
     async def update(self, spec: GallerySpec) -> None:
@@ -177,8 +182,9 @@ class WriterHost:
         self._options = options
         self._endpoint = Endpoint(options.listen)
         self._channels = Channels()
-        self._sinks: dict[tuple[int, str], RemoteSink] = {}
-        self._writer: GalleryWriter | None = None
+        self._sinks: dict[tuple[int, int, str], RemoteSink] = {}  # by (shards there are, number, address)
+        self._writer: GalleryWriter | ReadOnlyWriter | None = None
+        self._gallery: GalleryStore | None = None
         self._serving: Serving | None = None
         self._following = asyncio.Lock()
 
@@ -186,34 +192,44 @@ class WriterHost:
         """See `Host.start`."""
         if self._serving is None:
             gallery = await asyncio.to_thread(_open, self._options, self._part.spec)
-            writer = GalleryWriter(gallery, matcher(lambda: gallery.spec.attributes), limits=self._options.store.writer)
+            writer: GalleryWriter | ReadOnlyWriter
+            if gallery.read_only:
+                writer = ReadOnlyWriter(gallery)
+            else:
+                limits = self._options.store.writer
+                writer = GalleryWriter(gallery, matcher(lambda: gallery.spec.attributes), limits=limits)
             await writer.start()
-            self._writer = writer
+            self._writer, self._gallery = writer, gallery
             servicer = WriterServicer(writer, gallery_id=self._part.spec.gallery_id)
             writer_service_pb2_grpc.add_WriterServiceServicer_to_server(servicer, self._endpoint.server)
             self._serving = Serving(await self._endpoint.start())
         return self._serving
 
-    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+    async def follow(self, *generations: Sequence[Sequence[str]]) -> None:
         """Push commits to these addresses from now on; a new one is told the version first: it may have missed it."""
         async with self._following:
-            if self._writer is None:
+            if self._writer is None or self._gallery is None:
                 return
-            wanted = {(shard, address) for shard, addresses in enumerate(shards) for address in addresses}
+            wanted = {
+                (len(shards), shard, address)
+                for shards in generations
+                for shard, addresses in enumerate(shards)
+                for address in addresses
+            }
             for key in self._sinks.keys() - wanted:
                 sink = self._sinks.pop(key)
                 await self._writer.remove_sink(sink)
                 await sink.close()
-            for shard, address in sorted(wanted - self._sinks.keys()):
-                sink = self._sink(self._writer, shard, address)
-                self._sinks[shard, address] = sink
+            for count, shard, address in sorted(wanted - self._sinks.keys()):
+                sink = self._sink(dataclasses.replace(self._gallery.spec, shards=count), shard, address)
+                self._sinks[count, shard, address] = sink
                 self._writer.add_sink(sink)
                 await sink.follow(await self._writer.version())
-            await self._channels.keep({address for _, address in wanted})
+            await self._channels.keep({address for _, _, address in wanted})
 
     async def update(self, spec: GallerySpec) -> None:
         """See `Host.update`."""
-        if self._writer is not None and self._writer.spec != spec:
+        if self._writer is not None and self._gallery is not None and self._gallery.spec != spec:
             await self._writer.update_spec(spec)
 
     async def load(self, name: str, version: int) -> pb.ModelRoute:
@@ -233,8 +249,7 @@ class WriterHost:
             await sink.close()
         await self._channels.close()
 
-    def _sink(self, writer: GalleryWriter, shard: int, address: str) -> RemoteSink:
-        spec = writer.spec
+    def _sink(self, spec: GallerySpec, shard: int, address: str) -> RemoteSink:
         route: ShardRoute = ShardRoute(
             f"shard {shard} of gallery {spec.name!r}",
             self._channels,
@@ -271,7 +286,7 @@ class EncoderHost:
         ready = [model for model in self._models.models() if model.state == model_service_pb2.MODEL_STATE_READY]
         return Serving(self._address, tuple(self._route(model) for model in ready))
 
-    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+    async def follow(self, *generations: Sequence[Sequence[str]]) -> None:
         """Encoders follow nobody."""
 
     async def update(self, spec: GallerySpec) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from likewise.internal.v1 import controller_service_pb2 as pb
-from likewise.shards.spec import GallerySpec
+from likewise.shards.spec import GallerySpec, generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class ShardPart:
 
     @property
     def name(self) -> str:
-        """Unique in the cluster; another for a gallery made anew under an old name, and for another shard count."""
-        return f"{self.spec.gallery_id}-shard-{self.shard}-of-{self.spec.shards}-replica-{self.replica}"
+        """Unique in the cluster; another for a gallery made anew under an old name, and for another generation."""
+        return f"{self.spec.gallery_id}-shard-{self.shard}-of-{generation(self.spec)}-replica-{self.replica}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,11 @@ class PlacedPart(Protocol):
         """Return when what `start` said last no longer holds."""
         ...
 
-    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
-        """Writers only: push commits to these addresses, those of shard i's replicas at i, and to no others."""
+    async def follow(self, *generations: Sequence[Sequence[str]]) -> None:
+        """Writers only: push commits to these addresses and to no others.
+
+        Each generation has the addresses of shard i's replicas at i: those that serve, then those that are to, or did.
+        """
         ...
 
     async def update(self, spec: GallerySpec) -> None:

@@ -133,10 +133,10 @@ class RayPart:
                 _log.info("%s: %s", self._name, type(error).__name__)
                 return
 
-    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
+    async def follow(self, *generations: Sequence[Sequence[str]]) -> None:
         """See `PlacedPart.follow`."""
         async with asyncio.timeout(ANSWER_S):
-            await self._actor.follow.remote([list(replicas) for replicas in shards])
+            await self._actor.follow.remote(*([list(replicas) for replicas in shards] for shards in generations))
 
     async def update(self, spec: GallerySpec) -> None:
         """See `PlacedPart.update`."""

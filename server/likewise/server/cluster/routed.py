@@ -1,5 +1,6 @@
 """`Galleries` of a router: stubs whose routes follow the controller's table."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -7,6 +8,7 @@ from typing import Final
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.internal.v1 import shard_service_pb2_grpc, writer_service_pb2_grpc
 from likewise.server.cluster.follower import Follower
+from likewise.server.cluster.routed_snapshots import RoutedSnapshots
 from likewise.server.errors import NotFound, Unavailable
 from likewise.server.protocols import GalleryHandle
 from likewise.server.remote.channels import Channels
@@ -28,6 +30,10 @@ class _Routed:
     writer: WriterRoute
     shards: tuple[ReplicaSet, ...]
 
+    @property
+    def addresses(self) -> set[str]:
+        return {address for shard in self.shards for address in shard.names}
+
     def move(self, route: pb.GalleryRoute) -> None:
         self.writer.move([route.writer] if route.writer else [])
         for shard in route.shards:
@@ -35,12 +41,18 @@ class _Routed:
 
 
 class RoutedGalleries:
-    """`Galleries` of a cluster."""
+    """`Galleries` of a cluster.
+
+    Attributes:
+        snapshots: Theirs.
+    """
 
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
+        self.snapshots = RoutedSnapshots(self)
         self._follower: Follower | None = None
         self._galleries: dict[str, _Routed] = {}
+        self._replaced: list[tuple[weakref.ref[GalleryHandle], set[str]]] = []
 
     def follow(self, follower: Follower) -> None:
         """Use this follower's controller for changes."""
@@ -52,10 +64,18 @@ class RoutedGalleries:
         for route in table.galleries:
             spec = specs.from_message(route.gallery)
             known = self._galleries.get(spec.name)
-            routed = known if known is not None and known.handle.spec == spec else self._routed(spec)
+            same = known is not None and known.handle.spec == spec
+            routed = known if known is not None and same else self._routed(spec, read_only=route.gallery.read_only)
+            if known is not None and known.shards is not routed.shards:
+                self._replaced.append((weakref.ref(known.handle), known.addresses))
             routed.move(route)
             galleries[spec.name] = routed
         self._galleries = galleries
+
+    def lingering(self) -> set[str]:
+        """Addresses of shards that were replaced while calls still hold their handles."""
+        self._replaced = [(handle, addresses) for handle, addresses in self._replaced if handle() is not None]
+        return {address for _, addresses in self._replaced for address in addresses}
 
     def get(self, name: str) -> GalleryHandle:
         """See `Galleries.get`."""
@@ -76,40 +96,41 @@ class RoutedGalleries:
 
     async def create(self, spec: GallerySpec) -> GalleryHandle:
         """See `Galleries.create`. The controller gives the gallery its identity; that of `spec` is not used."""
-        follower = self._controller()
+        follower = self.controller()
         request = pb.CreateGalleryRequest(spec=specs.to_message(spec, version=0).spec)
         response = await follower.controller.call(lambda stub: stub.CreateGallery, request, unavailable=Unavailable)
-        return await self._shown(response.gallery.gallery_id, specs.from_message(response.gallery))
+        return await self.shown(response.gallery.gallery_id, specs.from_message(response.gallery))
 
-    async def update(self, spec: GallerySpec) -> GalleryHandle:
+    async def update(self, spec: GallerySpec, *, min_recall: float | None = None) -> GalleryHandle:
         """See `Galleries.update`."""
-        follower = self._controller()
-        request = pb.UpdateGalleryRequest(spec=specs.to_message(spec, version=0).spec)
+        follower = self.controller()
+        request = pb.UpdateGalleryRequest(spec=specs.to_message(spec, version=0).spec, min_recall=min_recall)
         response = await follower.controller.call(lambda stub: stub.UpdateGallery, request, unavailable=Unavailable)
-        return await self._shown(response.gallery.gallery_id, specs.from_message(response.gallery))
+        return await self.shown(response.gallery.gallery_id, specs.from_message(response.gallery))
 
     async def delete(self, name: str) -> None:
         """See `Galleries.delete`."""
-        follower = self._controller()
+        follower = self.controller()
         gone = self.get(name).spec.gallery_id
         request = pb.DeleteGalleryRequest(name=name)
         await follower.controller.call(lambda stub: stub.DeleteGallery, request, unavailable=Unavailable)
         await follower.wait_for(lambda table: all(g.gallery.gallery_id != gone for g in table.galleries))
 
-    async def _shown(self, gallery_id: str, spec: GallerySpec) -> GalleryHandle:
+    async def shown(self, gallery_id: str, spec: GallerySpec) -> GalleryHandle:
         """The handle, once this router's own table has the gallery as described."""
-        await self._controller().wait_for(
+        await self.controller().wait_for(
             lambda table: any(
                 g.gallery.gallery_id == gallery_id and specs.from_message(g.gallery) == spec for g in table.galleries
             )
         )
         return self.get(spec.name)
 
-    def _controller(self) -> Follower:
+    def controller(self) -> Follower:
+        """Who leads to the controller."""
         assert self._follower is not None, "follow() comes first. This is a bug."
         return self._follower
 
-    def _routed(self, spec: GallerySpec) -> _Routed:
+    def _routed(self, spec: GallerySpec, *, read_only: bool) -> _Routed:
         writer: WriterRoute = WriterRoute(
             f"the writer of gallery {spec.name!r}", self._channels, writer_service_pb2_grpc.WriterServiceStub
         )
@@ -118,7 +139,7 @@ class RoutedGalleries:
             shards = known.shards  # what is known of the replicas stays known
         else:
             shards = tuple(self._replicas(spec, number) for number in range(spec.shards))
-        handle = GalleryHandle(spec, shards, WriterStub(writer, gallery_id=spec.gallery_id))
+        handle = GalleryHandle(spec, shards, WriterStub(writer, gallery_id=spec.gallery_id), read_only)
         return _Routed(handle, writer, shards)
 
     def _replicas(self, spec: GallerySpec, number: int) -> ReplicaSet:
@@ -134,4 +155,4 @@ class RoutedGalleries:
 
 
 def _same_parts(old: GallerySpec, new: GallerySpec) -> bool:
-    return (old.gallery_id, old.shards) == (new.gallery_id, new.shards)
+    return (old.gallery_id, specs.generation(old)) == (new.gallery_id, specs.generation(new))

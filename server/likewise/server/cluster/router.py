@@ -25,7 +25,7 @@ class Routing:
         self._channels = Channels()
         self.galleries = RoutedGalleries(self._channels)
         self.models = RoutedModels(self._channels)
-        self._follower = Follower(resolve, self._channels, self._take)
+        self._follower = Follower(resolve, self._channels, self._take, lingering=self.galleries.lingering)
         self.galleries.follow(self._follower)
         self.models.follow(self._follower)
 

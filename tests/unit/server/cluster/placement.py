@@ -1,14 +1,20 @@
 """A cluster in memory: parts that come and go when told to, and a store's catalogue."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
+
+import numpy as np
+from tests.unit.server.fakes import FakeShard
 
 from likewise.export.manifest import Kind, Manifest
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.server.cluster.model_messages import described, model_route
 from likewise.server.cluster.parts import EncoderPart, Part, PlacedPart, Serving
 from likewise.server.errors import AlreadyExists
+from likewise.shards.protocols import F32, ShardSearch
+from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec, SpaceSpec
 from likewise.v1 import model_service_pb2
 
@@ -44,6 +50,7 @@ class FakePart:
     def __init__(self, part: Part, placement: "FakePlacement") -> None:
         self.part = part
         self.followed: list[list[list[str]]] = []
+        self.beside: list[list[list[list[str]]]] = []
         self.specs: list[GallerySpec] = []
         self.stopped: list[bool] = []
         self.models: dict[tuple[str, int], pb.ModelRoute] = {}
@@ -59,10 +66,13 @@ class FakePart:
     async def wait_lost(self) -> None:
         await self._lost.wait()
 
-    async def follow(self, shards: Sequence[Sequence[str]]) -> None:
-        self.followed.append([list(replicas) for replicas in shards])
+    async def follow(self, *generations: Sequence[Sequence[str]]) -> None:
+        self.followed.append([list(replicas) for replicas in generations[0]])
+        self.beside.append([[list(replicas) for replicas in shards] for shards in generations[1:]])
 
     async def update(self, spec: GallerySpec) -> None:
+        if self.part.name in self._placement.refusing:
+            raise RuntimeError("no space left")
         self.specs.append(spec)
 
     async def load(self, name: str, version: int) -> pb.ModelRoute:
@@ -97,10 +107,14 @@ class FakePlacement:
     def __init__(self) -> None:
         self.parts: dict[str, FakePart] = {}
         self.broken: set[str] = set()
+        self.refusing: set[str] = set()
+        self.lacking: set[int] = set()
         self.damaged: dict[tuple[str, int], str] = {}
         self.spaces: dict[tuple[str, int], str] = {}
         self.gate = asyncio.Event()
         self.gate.set()
+        self.checking = asyncio.Event()
+        self.checking.set()
 
     async def place(self, part: Part) -> PlacedPart:
         return self.parts.setdefault(part.name, FakePart(part, self))
@@ -108,6 +122,16 @@ class FakePlacement:
     async def prune(self, wanted: Collection[str]) -> None:
         for name in self.parts.keys() - set(wanted):
             del self.parts[name]
+
+    @asynccontextmanager
+    async def connect(self, spec: GallerySpec, addresses: Sequence[str]) -> AsyncIterator[Sequence[ShardSearch]]:
+        """`Connect`: every shard holds one row, but those numbers in `lacking`."""
+        row = {"content": 0, "vector": [1.0, 0.0, 0.0, 0.0], "norm": 1.0}
+        await self.checking.wait()
+        yield [
+            FakeShard(spec, number, rows={} if number in self.lacking else {f"item-{number}": row})
+            for number in range(len(addresses))
+        ]
 
     def of(self, kind: type[Part]) -> list[FakePart]:
         return [part for _, part in sorted(self.parts.items()) if isinstance(part.part, kind)]
@@ -138,8 +162,32 @@ class FakeCatalogue:
     def delete(self, name: str) -> None:
         del self.galleries[name]
 
+    def spec(self, name: str) -> GallerySpec:
+        return self.galleries[name]
+
     def version(self, name: str) -> int:
         return 3
+
+    def read_only(self, name: str) -> bool:
+        return False
+
+    def snapshots(self, gallery: str) -> Sequence[Snapshot]:
+        raise NotImplementedError("snapshots are made of a store")
+
+    def create_snapshot(self, gallery: str, name: str, *, version: int | None, note: str) -> Snapshot:
+        raise NotImplementedError("snapshots are made of a store")
+
+    def delete_snapshot(self, gallery: str, name: str) -> None:
+        raise NotImplementedError("snapshots are made of a store")
+
+    def restore(self, gallery: str, snapshot: str, name: str, *, read_only: bool) -> GallerySpec:
+        raise NotImplementedError("snapshots are made of a store")
+
+    def rows(self, name: str, version: int, shard: int, shards: int) -> int:
+        return 1
+
+    def sample(self, name: str, space: str, count: int) -> F32:
+        return np.eye(4, dtype=np.float32)
 
     def close(self) -> None:
         self.closed = True

@@ -32,7 +32,7 @@ async def controller(
     catalogue: FakeCatalogue, placement: FakePlacement, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Controller]:
     monkeypatch.setattr(supervisor, "BACKOFF_S", (0.0, 0.0))
-    controller = Controller(catalogue, placement, models=[MODEL])
+    controller = Controller(catalogue, placement, models=[MODEL], connect=placement.connect, drain_s=0.0)
     await controller.start()
     yield controller
     await controller.close(stop_parts=True)
@@ -164,10 +164,11 @@ async def test_another_shard_count_loads_new_shards_and_then_ends_the_old_ones(
 
     await controller.update(dataclasses.replace(SPEC, shards=3))
 
-    assert [part.stopped for part in old] == [[True], [True]]
+    await until(lambda: [part.stopped for part in old] == [[True], [True]])
     route = controller.board.table.galleries[0]
     assert [len(shard.addresses) for shard in route.shards] == [1, 1, 1]
     (writer,) = placement.of(WriterPart)
+    await until(lambda: writer.beside[-1] == [])
     assert writer.followed[-1] == [list(shard.addresses) for shard in route.shards]
 
 

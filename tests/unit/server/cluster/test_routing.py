@@ -1,6 +1,7 @@
 """Routers see galleries and models as the controller's table says, through changes and lost connections."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -11,12 +12,13 @@ from tests.unit.server.waiting import until
 
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.internal.v1 import controller_service_pb2_grpc as pb_grpc
+from likewise.server import reshape
 from likewise.server.cluster import follower as following
 from likewise.server.cluster.controller import Controller
 from likewise.server.cluster.controller_servicer import ControllerServicer
 from likewise.server.cluster.router import Routing
 from likewise.server.cluster.routing import Board
-from likewise.server.errors import AlreadyExists, NotFound, ServiceError
+from likewise.server.errors import AlreadyExists, FailedPrecondition, NotFound, ServiceError
 from likewise.server.remote.channels import Endpoint
 from likewise.shards.protocols import SearchOptions, Unavailable
 
@@ -27,7 +29,8 @@ class Cluster:
     def __init__(self, loopback: Loopback) -> None:
         self._loopback = loopback
         self._endpoint: Endpoint | None = None
-        self.controller = Controller(FakeCatalogue(), FakePlacement())
+        self.placement = FakePlacement()
+        self.controller = Controller(FakeCatalogue(), self.placement, connect=self.placement.connect)
         self.address = ""
 
     async def serve(self) -> None:
@@ -125,6 +128,37 @@ async def test_handles_stay_valid_while_parts_move(routing: Routing, cluster: Cl
     assert routing.galleries.get("shoes") is handle
     with pytest.raises(Unavailable, match="shard 0 of gallery 'shoes' is not up"):
         await handle.shards[0].search(np.ones((1, 4), np.float32), SearchOptions(space="default", k=1))
+
+
+async def test_channels_to_replaced_shards_stay_while_a_call_has_their_handle(
+    routing: Routing, cluster: Cluster
+) -> None:
+    old = await routing.galleries.create(SPEC)
+    before = {address for shard in cluster.controller.board.table.galleries[0].shards for address in shard.addresses}
+
+    new = await routing.galleries.update(dataclasses.replace(SPEC, shards=4))
+
+    assert (len(old.shards), len(new.shards)) == (2, 4)
+    assert routing.galleries.lingering() == before
+    del old
+    assert routing.galleries.lingering() == set()
+
+
+async def test_a_failed_check_reaches_the_caller_with_its_figures(routing: Routing, cluster: Cluster) -> None:
+    handle = await routing.galleries.create(SPEC)
+    cluster.placement.lacking.add(3)
+
+    with pytest.raises(FailedPrecondition, match="check of counts") as caught:
+        await routing.galleries.update(dataclasses.replace(SPEC, shards=4))
+
+    assert caught.value.reason == reshape.CHECK_FAILED
+    assert {key: caught.value.metadata[key] for key in ("check", "shard", "got", "expected")} == {
+        "check": "counts",
+        "shard": "3",
+        "got": "0",
+        "expected": "1",
+    }
+    assert routing.galleries.get("shoes") is handle
 
 
 async def test_a_table_that_says_the_same_is_not_published() -> None:

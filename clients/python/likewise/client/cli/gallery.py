@@ -1,4 +1,4 @@
-"""`likewise gallery`: make, look at, export, import and delete galleries."""
+"""`likewise gallery`: make, look at, change, export, import and delete galleries."""
 
 import math
 from typing import Annotated
@@ -17,9 +17,9 @@ from likewise.client.cli.options import (
     connect,
 )
 from likewise.client.cli.output import print_facts, print_json, print_table, shown
-from likewise.client.galleries import GalleryInfo
+from likewise.client.galleries import GalleryInfo, IndexSpec
 
-app = typer.Typer(no_args_is_help=True, help="Make, look at, export, import and delete galleries.")
+app = typer.Typer(no_args_is_help=True, help="Make, look at, change, export, import and delete galleries.")
 
 
 @app.command()
@@ -100,6 +100,42 @@ def stats(
             for one in found.shards
         ],
     )
+
+
+@app.command()
+def update(
+    name: GalleryName,
+    shards: Annotated[int | None, typer.Option(min=1, help="Partitions.")] = None,
+    index: Annotated[str | None, typer.Option(help="auto, flat, hnsw, ivf, or a FAISS factory string.")] = None,
+    m: Annotated[int | None, typer.Option(help="HNSW links a node.")] = None,
+    ef_construction: Annotated[int | None, typer.Option(help="HNSW candidates while building.")] = None,
+    ef: Annotated[int | None, typer.Option(help="HNSW candidates while searching.")] = None,
+    nlist: Annotated[int | None, typer.Option(help="IVF lists.")] = None,
+    nprobe: Annotated[int | None, typer.Option(help="IVF lists visited while searching.")] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:TYPE", help="An attribute to add; repeatable.")
+    ] = None,
+    min_recall: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Lowest recall@10 to accept of a new index; default 0.9.")
+    ] = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: LongTimeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a gallery in use.
+
+    New shards are built beside the old ones, checked, and switched to; Ctrl-C before that leaves all as it was. What is not named of an index is the server's default, so name all of it.
+    """
+    numbers = {"m": m, "ef_construction": ef_construction, "ef": ef, "nlist": nlist, "nprobe": nprobe}
+    if index is None and any(number is not None for number in numbers.values()):
+        raise typer.BadParameter("its numbers need --index, which they belong to")
+    wanted = None if index is None else IndexSpec(kind=index, **numbers)
+    attributes = dict(_attribute(given) for given in attribute or ()) or None
+    with connect(address, DEFAULT_TIMEOUT_S) as client:
+        changed = client.gallery(name).update(
+            shards=shards, index=wanted, attributes=attributes, min_recall=min_recall, timeout=timeout or math.inf
+        )
+        print_info(changed, as_json=as_json)
 
 
 @app.command()

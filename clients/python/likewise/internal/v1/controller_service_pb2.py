@@ -26,7 +26,7 @@ from likewise.v1 import gallery_service_pb2 as likewise_dot_v1_dot_gallery__serv
 from likewise.v1 import model_service_pb2 as likewise_dot_v1_dot_model__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-likewise/internal/v1/controller_service.proto\x12\x14likewise.internal.v1\x1a!likewise/v1/gallery_service.proto\x1a\x1flikewise/v1/model_service.proto\".\n\nShardRoute\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x11\n\taddresses\x18\x02 \x03(\t\"w\n\x0cGalleryRoute\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.likewise.v1.Gallery\x12\x0e\n\x06writer\x18\x02 \x01(\t\x12\x30\n\x06shards\x18\x03 \x03(\x0b\x32 .likewise.internal.v1.ShardRoute\"T\n\nModelRoute\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\x12\x10\n\x08manifest\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\"3\n\x06Lineup\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.likewise.v1.ModelVersion\"\xab\x01\n\x0b\x46\x61milyRoute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x07\x63urrent\x18\x02 \x01(\x0b\x32\x1c.likewise.internal.v1.Lineup\x12.\n\x08previous\x18\x03 \x01(\x0b\x32\x1c.likewise.internal.v1.Lineup\x12/\n\twithdrawn\x18\x04 \x01(\x0b\x32\x1c.likewise.internal.v1.Lineup\"\xbd\x01\n\x0cRoutingTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x35\n\tgalleries\x18\x02 \x03(\x0b\x32\".likewise.internal.v1.GalleryRoute\x12\x30\n\x06models\x18\x03 \x03(\x0b\x32 .likewise.internal.v1.ModelRoute\x12\x33\n\x08\x66\x61milies\x18\x04 \x03(\x0b\x32!.likewise.internal.v1.FamilyRoute\"%\n\x0cWatchRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\"B\n\rWatchResponse\x12\x31\n\x05table\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.RoutingTable\">\n\x14\x43reateGalleryRequest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.likewise.v1.GallerySpec\">\n\x15\x43reateGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.likewise.v1.Gallery\">\n\x14UpdateGalleryRequest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.likewise.v1.GallerySpec\">\n\x15UpdateGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.likewise.v1.Gallery\"$\n\x14\x44\x65leteGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteGalleryResponse\"B\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\"x\n\x13SwitchModelsRequest\x12\x31\n\x06\x66\x61mily\x18\x01 \x01(\x0b\x32!.likewise.internal.v1.FamilyRoute\x12.\n\x08\x65xpected\x18\x02 \x01(\x0b\x32\x1c.likewise.internal.v1.Lineup\"\x16\n\x14SwitchModelsResponse\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x15\n\x13UnloadModelResponse2\xce\x05\n\x11\x43ontrollerService\x12R\n\x05Watch\x12\".likewise.internal.v1.WatchRequest\x1a#.likewise.internal.v1.WatchResponse0\x01\x12h\n\rCreateGallery\x12*.likewise.internal.v1.CreateGalleryRequest\x1a+.likewise.internal.v1.CreateGalleryResponse\x12h\n\rUpdateGallery\x12*.likewise.internal.v1.UpdateGalleryRequest\x1a+.likewise.internal.v1.UpdateGalleryResponse\x12h\n\rDeleteGallery\x12*.likewise.internal.v1.DeleteGalleryRequest\x1a+.likewise.internal.v1.DeleteGalleryResponse\x12\\\n\tLoadModel\x12&.likewise.internal.v1.LoadModelRequest\x1a\'.likewise.internal.v1.LoadModelResponse\x12\x65\n\x0cSwitchModels\x12).likewise.internal.v1.SwitchModelsRequest\x1a*.likewise.internal.v1.SwitchModelsResponse\x12\x62\n\x0bUnloadModel\x12(.likewise.internal.v1.UnloadModelRequest\x1a).likewise.internal.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-likewise/internal/v1/controller_service.proto\x12\x14likewise.internal.v1\x1a!likewise/v1/gallery_service.proto\x1a\x1flikewise/v1/model_service.proto\".\n\nShardRoute\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x11\n\taddresses\x18\x02 \x03(\t\"w\n\x0cGalleryRoute\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.likewise.v1.Gallery\x12\x0e\n\x06writer\x18\x02 \x01(\t\x12\x30\n\x06shards\x18\x03 \x03(\x0b\x32 .likewise.internal.v1.ShardRoute\"T\n\nModelRoute\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\x12\x10\n\x08manifest\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\"3\n\x06Lineup\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.likewise.v1.ModelVersion\"\xab\x01\n\x0b\x46\x61milyRoute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x07\x63urrent\x18\x02 \x01(\x0b\x32\x1c.likewise.internal.v1.Lineup\x12.\n\x08previous\x18\x03 \x01(\x0b\x32\x1c.likewise.internal.v1.Lineup\x12/\n\twithdrawn\x18\x04 \x01(\x0b\x32\x1c.likewise.internal.v1.Lineup\"\xbd\x01\n\x0cRoutingTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x35\n\tgalleries\x18\x02 \x03(\x0b\x32\".likewise.internal.v1.GalleryRoute\x12\x30\n\x06models\x18\x03 \x03(\x0b\x32 .likewise.internal.v1.ModelRoute\x12\x33\n\x08\x66\x61milies\x18\x04 \x03(\x0b\x32!.likewise.internal.v1.FamilyRoute\"%\n\x0cWatchRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\"B\n\rWatchResponse\x12\x31\n\x05table\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.RoutingTable\">\n\x14\x43reateGalleryRequest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.likewise.v1.GallerySpec\">\n\x15\x43reateGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.likewise.v1.Gallery\"f\n\x14UpdateGalleryRequest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.likewise.v1.GallerySpec\x12\x17\n\nmin_recall\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_min_recall\">\n\x15UpdateGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.likewise.v1.Gallery\"$\n\x14\x44\x65leteGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteGalleryResponse\"j\n\x15\x43reateSnapshotRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x14\n\x07version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04note\x18\x04 \x01(\tB\n\n\x08_version\"A\n\x16\x43reateSnapshotResponse\x12\'\n\x08snapshot\x18\x01 \x01(\x0b\x32\x15.likewise.v1.Snapshot\"\'\n\x14ListSnapshotsRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\"A\n\x15ListSnapshotsResponse\x12(\n\tsnapshots\x18\x01 \x03(\x0b\x32\x15.likewise.v1.Snapshot\":\n\x15\x44\x65leteSnapshotRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteSnapshotResponse\"\\\n\x16RestoreSnapshotRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\tread_only\x18\x04 \x01(\x08\"@\n\x17RestoreSnapshotResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.likewise.v1.Gallery\"B\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Model\"x\n\x13SwitchModelsRequest\x12\x31\n\x06\x66\x61mily\x18\x01 \x01(\x0b\x32!.likewise.internal.v1.FamilyRoute\x12.\n\x08\x65xpected\x18\x02 \x01(\x0b\x32\x1c.likewise.internal.v1.Lineup\"\x16\n\x14SwitchModelsResponse\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x15\n\x13UnloadModelResponse2\x82\t\n\x11\x43ontrollerService\x12R\n\x05Watch\x12\".likewise.internal.v1.WatchRequest\x1a#.likewise.internal.v1.WatchResponse0\x01\x12h\n\rCreateGallery\x12*.likewise.internal.v1.CreateGalleryRequest\x1a+.likewise.internal.v1.CreateGalleryResponse\x12h\n\rUpdateGallery\x12*.likewise.internal.v1.UpdateGalleryRequest\x1a+.likewise.internal.v1.UpdateGalleryResponse\x12h\n\rDeleteGallery\x12*.likewise.internal.v1.DeleteGalleryRequest\x1a+.likewise.internal.v1.DeleteGalleryResponse\x12k\n\x0e\x43reateSnapshot\x12+.likewise.internal.v1.CreateSnapshotRequest\x1a,.likewise.internal.v1.CreateSnapshotResponse\x12h\n\rListSnapshots\x12*.likewise.internal.v1.ListSnapshotsRequest\x1a+.likewise.internal.v1.ListSnapshotsResponse\x12k\n\x0e\x44\x65leteSnapshot\x12+.likewise.internal.v1.DeleteSnapshotRequest\x1a,.likewise.internal.v1.DeleteSnapshotResponse\x12n\n\x0fRestoreSnapshot\x12,.likewise.internal.v1.RestoreSnapshotRequest\x1a-.likewise.internal.v1.RestoreSnapshotResponse\x12\\\n\tLoadModel\x12&.likewise.internal.v1.LoadModelRequest\x1a\'.likewise.internal.v1.LoadModelResponse\x12\x65\n\x0cSwitchModels\x12).likewise.internal.v1.SwitchModelsRequest\x1a*.likewise.internal.v1.SwitchModelsResponse\x12\x62\n\x0bUnloadModel\x12(.likewise.internal.v1.UnloadModelRequest\x1a).likewise.internal.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,25 +54,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEGALLERYRESPONSE']._serialized_start=984
   _globals['_CREATEGALLERYRESPONSE']._serialized_end=1046
   _globals['_UPDATEGALLERYREQUEST']._serialized_start=1048
-  _globals['_UPDATEGALLERYREQUEST']._serialized_end=1110
-  _globals['_UPDATEGALLERYRESPONSE']._serialized_start=1112
-  _globals['_UPDATEGALLERYRESPONSE']._serialized_end=1174
-  _globals['_DELETEGALLERYREQUEST']._serialized_start=1176
-  _globals['_DELETEGALLERYREQUEST']._serialized_end=1212
-  _globals['_DELETEGALLERYRESPONSE']._serialized_start=1214
-  _globals['_DELETEGALLERYRESPONSE']._serialized_end=1237
-  _globals['_LOADMODELREQUEST']._serialized_start=1239
-  _globals['_LOADMODELREQUEST']._serialized_end=1305
-  _globals['_LOADMODELRESPONSE']._serialized_start=1307
-  _globals['_LOADMODELRESPONSE']._serialized_end=1361
-  _globals['_SWITCHMODELSREQUEST']._serialized_start=1363
-  _globals['_SWITCHMODELSREQUEST']._serialized_end=1483
-  _globals['_SWITCHMODELSRESPONSE']._serialized_start=1485
-  _globals['_SWITCHMODELSRESPONSE']._serialized_end=1507
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1509
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1560
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1562
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1583
-  _globals['_CONTROLLERSERVICE']._serialized_start=1586
-  _globals['_CONTROLLERSERVICE']._serialized_end=2304
+  _globals['_UPDATEGALLERYREQUEST']._serialized_end=1150
+  _globals['_UPDATEGALLERYRESPONSE']._serialized_start=1152
+  _globals['_UPDATEGALLERYRESPONSE']._serialized_end=1214
+  _globals['_DELETEGALLERYREQUEST']._serialized_start=1216
+  _globals['_DELETEGALLERYREQUEST']._serialized_end=1252
+  _globals['_DELETEGALLERYRESPONSE']._serialized_start=1254
+  _globals['_DELETEGALLERYRESPONSE']._serialized_end=1277
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=1279
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=1385
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=1387
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=1452
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1454
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1493
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1495
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1560
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=1562
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=1620
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_start=1622
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_end=1646
+  _globals['_RESTORESNAPSHOTREQUEST']._serialized_start=1648
+  _globals['_RESTORESNAPSHOTREQUEST']._serialized_end=1740
+  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_start=1742
+  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_end=1806
+  _globals['_LOADMODELREQUEST']._serialized_start=1808
+  _globals['_LOADMODELREQUEST']._serialized_end=1874
+  _globals['_LOADMODELRESPONSE']._serialized_start=1876
+  _globals['_LOADMODELRESPONSE']._serialized_end=1930
+  _globals['_SWITCHMODELSREQUEST']._serialized_start=1932
+  _globals['_SWITCHMODELSREQUEST']._serialized_end=2052
+  _globals['_SWITCHMODELSRESPONSE']._serialized_start=2054
+  _globals['_SWITCHMODELSRESPONSE']._serialized_end=2076
+  _globals['_UNLOADMODELREQUEST']._serialized_start=2078
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2129
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=2131
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2152
+  _globals['_CONTROLLERSERVICE']._serialized_start=2155
+  _globals['_CONTROLLERSERVICE']._serialized_end=3309
 # @@protoc_insertion_point(module_scope)

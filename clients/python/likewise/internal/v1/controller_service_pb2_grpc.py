@@ -55,6 +55,26 @@ class ControllerServiceStub(object):
                 request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryRequest.SerializeToString,
                 response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryResponse.FromString,
                 _registered_method=True)
+        self.CreateSnapshot = channel.unary_unary(
+                '/likewise.internal.v1.ControllerService/CreateSnapshot',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.CreateSnapshotRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.CreateSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/likewise.internal.v1.ControllerService/ListSnapshots',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/likewise.internal.v1.ControllerService/DeleteSnapshot',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteSnapshotResponse.FromString,
+                _registered_method=True)
+        self.RestoreSnapshot = channel.unary_unary(
+                '/likewise.internal.v1.ControllerService/RestoreSnapshot',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotResponse.FromString,
+                _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/likewise.internal.v1.ControllerService/LoadModel',
                 request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.LoadModelRequest.SerializeToString,
@@ -104,6 +124,34 @@ class ControllerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateSnapshot(self, request, context):
+        """Names a version of a gallery.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """All snapshots of a gallery, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Forgets a snapshot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreSnapshot(self, request, context):
+        """Makes a gallery of a snapshot, places its parts and answers when they are ready.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadModel(self, request, context):
         """Opens a version on every encoder of its family and answers when all have it, or one cannot.
         """
@@ -147,6 +195,26 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.DeleteGallery,
                     request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryRequest.FromString,
                     response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryResponse.SerializeToString,
+            ),
+            'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshot,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.CreateSnapshotRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.CreateSnapshotResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteSnapshotResponse.SerializeToString,
+            ),
+            'RestoreSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreSnapshot,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotResponse.SerializeToString,
             ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
@@ -273,6 +341,114 @@ class ControllerService(object):
             '/likewise.internal.v1.ControllerService/DeleteGallery',
             likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryRequest.SerializeToString,
             likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteGalleryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/CreateSnapshot',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.CreateSnapshotRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.CreateSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/ListSnapshots',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.ListSnapshotsRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/DeleteSnapshot',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteSnapshotRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.DeleteSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/RestoreSnapshot',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,14 @@ class ControllerServiceStub:
     """Changes a gallery and answers when its parts follow."""
     DeleteGallery: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.DeleteGalleryRequest, _controller_service_pb2.DeleteGalleryResponse]
     """Stops a gallery's parts and deletes its data."""
+    CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.CreateSnapshotRequest, _controller_service_pb2.CreateSnapshotResponse]
+    """Names a version of a gallery."""
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.ListSnapshotsRequest, _controller_service_pb2.ListSnapshotsResponse]
+    """All snapshots of a gallery, by name."""
+    DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.DeleteSnapshotRequest, _controller_service_pb2.DeleteSnapshotResponse]
+    """Forgets a snapshot."""
+    RestoreSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.RestoreSnapshotRequest, _controller_service_pb2.RestoreSnapshotResponse]
+    """Makes a gallery of a snapshot, places its parts and answers when they are ready."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]
     """Opens a version on every encoder of its family and answers when all have it, or one cannot."""
     SwitchModels: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.SwitchModelsRequest, _controller_service_pb2.SwitchModelsResponse]
@@ -61,6 +69,14 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """Changes a gallery and answers when its parts follow."""
     DeleteGallery: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.DeleteGalleryRequest, _controller_service_pb2.DeleteGalleryResponse]  # type: ignore[assignment]
     """Stops a gallery's parts and deletes its data."""
+    CreateSnapshot: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.CreateSnapshotRequest, _controller_service_pb2.CreateSnapshotResponse]  # type: ignore[assignment]
+    """Names a version of a gallery."""
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.ListSnapshotsRequest, _controller_service_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    """All snapshots of a gallery, by name."""
+    DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.DeleteSnapshotRequest, _controller_service_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
+    """Forgets a snapshot."""
+    RestoreSnapshot: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.RestoreSnapshotRequest, _controller_service_pb2.RestoreSnapshotResponse]  # type: ignore[assignment]
+    """Makes a gallery of a snapshot, places its parts and answers when they are ready."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Opens a version on every encoder of its family and answers when all have it, or one cannot."""
     SwitchModels: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.SwitchModelsRequest, _controller_service_pb2.SwitchModelsResponse]  # type: ignore[assignment]
@@ -102,6 +118,38 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.DeleteGalleryResponse, _abc.Awaitable[_controller_service_pb2.DeleteGalleryResponse]]:
         """Stops a gallery's parts and deletes its data."""
+
+    @_abc_1.abstractmethod
+    def CreateSnapshot(
+        self,
+        request: _controller_service_pb2.CreateSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.CreateSnapshotResponse, _abc.Awaitable[_controller_service_pb2.CreateSnapshotResponse]]:
+        """Names a version of a gallery."""
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _controller_service_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.ListSnapshotsResponse, _abc.Awaitable[_controller_service_pb2.ListSnapshotsResponse]]:
+        """All snapshots of a gallery, by name."""
+
+    @_abc_1.abstractmethod
+    def DeleteSnapshot(
+        self,
+        request: _controller_service_pb2.DeleteSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.DeleteSnapshotResponse, _abc.Awaitable[_controller_service_pb2.DeleteSnapshotResponse]]:
+        """Forgets a snapshot."""
+
+    @_abc_1.abstractmethod
+    def RestoreSnapshot(
+        self,
+        request: _controller_service_pb2.RestoreSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.RestoreSnapshotResponse, _abc.Awaitable[_controller_service_pb2.RestoreSnapshotResponse]]:
+        """Makes a gallery of a snapshot, places its parts and answers when they are ready."""
 
     @_abc_1.abstractmethod
     def LoadModel(
