@@ -41,6 +41,7 @@ class Follower:
         builder: For index builds.
         cache: Folder of sealed indexes; None to keep none.
         poll_s: Look for commits this often besides what is pushed; None for never.
+        busy: Searches are running; asked from the builder's thread.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Follower:
         builder: Executor,
         cache: Path | None,
         poll_s: float | None,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.spec = spec
         self.partition: LiveRows | None = None
@@ -63,10 +65,13 @@ class Follower:
         self._builder = builder
         self._cache_folder = cache
         self._poll_s = poll_s
+        self._busy = busy
         self._changing = asyncio.Lock()
         self._moved = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._build: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._to_keep: tuple[SealedBlock, GallerySpec] | None = None
         self._poll: asyncio.Task[None] | None = None
         self._failed_at: tuple[object, int] | None = None
         self._closed = False
@@ -129,9 +134,9 @@ class Follower:
         return self.partition.snapshot.version if self.partition else 0
 
     async def settled(self) -> None:
-        """Wait until no build is running or due."""
-        while self._build is not None:
-            await asyncio.gather(self._build, return_exceptions=True)
+        """Wait until no build is running or due, and what was built is kept."""
+        while (task := self._build or self._keeping) is not None:
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _follow(self, poll_s: float) -> None:
         while not self._closed:
@@ -252,15 +257,18 @@ class Follower:
     async def _seal(self, partition: LiveRows, snapshot: Snapshot, spec: GallerySpec) -> None:
         """Build a sealed block and put it in place."""
         loop = asyncio.get_running_loop()
+        placed: SealedBlock | None = None
 
         def replaced() -> bool:
             return self._closed or self.partition is not partition
 
         try:
-            block = await loop.run_in_executor(self._builder, lambda: seal(snapshot, spec, stop=replaced))
+            block = await loop.run_in_executor(
+                self._builder, lambda: seal(snapshot, spec, stop=replaced, busy=self._busy)
+            )
             if await self._place(partition, block, spec):
                 self.message, self._failed_at = "", None
-                await loop.run_in_executor(self._builder, self._keep, block, spec)
+                placed = block
         except index.BuildStopped:
             log.debug("a build of shard %d of %s was stopped", self._number, spec.name)
         except Exception as error:
@@ -270,6 +278,20 @@ class Follower:
         finally:
             self._build = None
         self._consider_build()
+        # Writing a block takes as long as building half of one: not where another is about to take its place.
+        if placed is not None and self._build is None:
+            self._to_keep = (placed, spec)
+            if self._keeping is None:
+                self._keeping = self._spawn(self._keep_newest())
+
+    async def _keep_newest(self) -> None:
+        """Write blocks to the cache until there is no newer one, beside searches and builds."""
+        try:
+            while (newest := self._to_keep) is not None:
+                self._to_keep = None
+                await asyncio.get_running_loop().run_in_executor(self._builder, self._keep, *newest)
+        finally:
+            self._keeping = None
 
     async def _place(self, partition: LiveRows, block: SealedBlock, spec: GallerySpec) -> bool:
         """Swap a block in; False if the rows were numbered anew while it was built."""

@@ -34,6 +34,8 @@ _TRAIN_ROWS_PER_LIST: Final = 64
 _TRAIN_ROWS_MIN: Final = 65_536
 _IO_BYTES: Final = 1 << 20
 _RETRAIN_GROWTH: Final = 2.0
+_THREADS: Final = int(faiss.omp_get_max_threads())
+"""What OpenMP may use: the cores there are, or fewer where the environment says so."""
 
 
 class BuildStopped(Exception):
@@ -177,6 +179,7 @@ def build(
     gather: Callable[[I64], F32],
     base: SealedIndex | None = None,
     stop: Callable[[], bool] = lambda: False,
+    busy: Callable[[], bool] = lambda: False,
 ) -> SealedIndex:
     """Build an index over positions 0 to rows - 1.
 
@@ -188,6 +191,7 @@ def build(
         gather: (m, dim) vectors of positions, asked for in pieces, so that no second copy of all of them is made.
         base: An index of the same recipe over the first positions: copied and added to.
         stop: Looked at between pieces.
+        busy: Likewise; while true, half of the cores are left to others.
 
     Raises:
         BuildStopped: If `stop()` was true.
@@ -201,10 +205,12 @@ def build(
         if isinstance(core, faiss.IndexHNSW) and wanted.ef_construction:
             core.hnsw.efConstruction = wanted.ef_construction
         if not index.is_trained:
+            _take_cores(busy())
             index.train(np.ascontiguousarray(gather(_training_positions(rows, core))))
     for start in range(int(index.ntotal), rows, _ADD_ROWS):
         if stop():
             raise BuildStopped
+        _take_cores(busy())
         index.add(np.ascontiguousarray(gather(np.arange(start, min(start + _ADD_ROWS, rows)))))
     return adopt(index, wanted, spec, trained_rows=trained_rows)
 
@@ -250,9 +256,13 @@ def read(file: BinaryIO) -> Any:
 
 def lower_thread_priority() -> None:
     """Make the calling thread, and the OpenMP team it will start, give way to searches."""
-    faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def _take_cores(busy: bool) -> None:
+    """Set how many threads FAISS starts for the calling one: all, or half while somebody searches."""
+    faiss.omp_set_num_threads(max(1, _THREADS // 2) if busy else _THREADS)
 
 
 def _core(index: Any) -> Any:

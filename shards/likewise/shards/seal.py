@@ -54,8 +54,20 @@ def due(snapshot: Snapshot, spec: GallerySpec) -> bool:
     return not all(index.serves(space.index, spec.index, snapshot.live) for space in snapshot.spaces.values())
 
 
-def seal(snapshot: Snapshot, spec: GallerySpec, *, stop: Callable[[], bool] = lambda: False) -> SealedBlock:
+def seal(
+    snapshot: Snapshot,
+    spec: GallerySpec,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    busy: Callable[[], bool] = lambda: False,
+) -> SealedBlock:
     """Build a sealed block of a snapshot's live rows; long, and for a thread of its own.
+
+    Args:
+        snapshot: The rows.
+        spec: The gallery.
+        stop: Gives the build up.
+        busy: Searches are running, so that the build should leave them some cores.
 
     Raises:
         BuildStopped: If `stop()` was true.
@@ -90,6 +102,7 @@ def seal(snapshot: Snapshot, spec: GallerySpec, *, stop: Callable[[], bool] = la
                 gather=gather,
                 base=space.index if extend else None,
                 stop=stop,
+                busy=busy,
             )
         own = built.vectors if built is not None else None
         spaces[described.name] = SealedSpace(space.vectors(slots) if own is None else own, built)

@@ -6,6 +6,8 @@ any time: the store has the rows, and the cache folder saves building the index 
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -36,6 +38,9 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+
+BUSY_S: Final = 1.0
+"""A shard counts as searched for so long after a batch, in seconds: about a piece of a build."""
 
 INLINE_ROWS: Final = 64
 """Rows fetched without going to a thread: copying them is cheaper than the hop."""
@@ -104,8 +109,10 @@ class Shard:
             builder=builder or self._keep_open(build_executor()),
             cache=cache,
             poll_s=limits.poll_s,
+            busy=self._is_searched,
         )
         self._limits = limits
+        self._searched_s = -math.inf
         self._masks = FilterCache(spec.attributes, max_bytes=limits.filter_cache_bytes)
         self._batcher: Batcher[BatchKey, Request, Found] = Batcher(
             self._answer,
@@ -250,6 +257,7 @@ class Shard:
     # Parts
 
     def _answer(self, key: BatchKey, requests: Sequence[Request], stop: Callable[[], bool]) -> Sequence[Found]:
+        self._searched_s = time.monotonic()
         masks, partition = self._masks, self._follower.partition  # in this order, see update
         if partition is None:
             raise AssertionError("a search before the load. This is a bug.")
@@ -262,6 +270,9 @@ class Shard:
             exact_rows=self._limits.exact_rows,
             stop=stop,
         )
+
+    def _is_searched(self) -> bool:
+        return time.monotonic() - self._searched_s < BUSY_S
 
     def _check(self, space: str, names: Sequence[str]) -> None:
         try:
