@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from likewise.cli.benchmark.dataset import clustered, item_id
 from likewise.shards import layout
-from likewise.shards.protocols import Changes
+from likewise.shards.protocols import I64, Changes
 from likewise.shards.shard import Shard
 from likewise.shards.spec import AttributeSpec, GallerySpec, IndexSpec, SpaceSpec
 from likewise.v1 import common_pb2, gallery_service_pb2
@@ -58,7 +58,7 @@ class GeneratedRows:
         """See `PartitionSource.version`."""
         return 1
 
-    def load(self, version: int) -> Iterator[pa.RecordBatch]:
+    def load(self, version: int, *, held: I64 | None = None) -> Iterator[pa.RecordBatch]:
         """See `PartitionSource.load`."""
         dim = self._spec.space().dim
         for start in range(0, self._items, BLOCK):

@@ -7,7 +7,7 @@ preparing a change run in one executor, building an index in another, and neithe
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from likewise.shards import index
 from likewise.shards.cache import SealedCache
-from likewise.shards.protocols import Changes, Delta, HistoryGone, PartitionSource, Unavailable
+from likewise.shards.protocols import I64, Changes, Delta, HistoryGone, PartitionSource, Unavailable
 from likewise.shards.rows import LiveRows, Snapshot
 from likewise.shards.seal import SealedBlock, due, load, renumber, seal
 from likewise.shards.spec import GallerySpec
@@ -214,7 +214,12 @@ class Follower:
         def read() -> LiveRows:
             version = self._source.version()
             kept = {} if cache is None else {s.name: k for s in spec.spaces if (k := cache.load(s)) is not None}
-            return load(spec, map(self._own, self._source.load(version)), kept, version=version, after=after)
+
+            def rows(held: I64 | None) -> Iterator[pa.RecordBatch]:
+                loaded = self._source.load(version) if held is None else self._source.load(version, held=held)
+                return map(self._own, loaded)
+
+            return load(spec, rows, kept, version=version, after=after)
 
         started = time.perf_counter()
         try:

@@ -267,8 +267,14 @@ class PartitionSource(Protocol):
         """The newest committed store version."""
         ...
 
-    def load(self, version: int) -> Iterator[pa.RecordBatch]:
-        """All rows of the partition at a version, in the store's schema, in batches."""
+    def load(self, version: int, *, held: I64 | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows of the partition at a version, in the store's schema, in batches.
+
+        Args:
+            version: Of the store.
+            held: Stamps, ascending, of the rows whose vectors the reader has already: those may come in batches of
+                their own that lack the vectors' columns.
+        """
         ...
 
     def changes(self, since: int, until: int) -> Changes:

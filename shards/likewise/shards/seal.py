@@ -146,7 +146,7 @@ def renumber(partition: LiveRows, block: SealedBlock, spec: GallerySpec) -> Live
 
 def load(
     spec: GallerySpec,
-    batches: Iterable[pa.RecordBatch],
+    read: Callable[[I64 | None], Iterable[pa.RecordBatch]],
     cached: Mapping[str, CachedIndex],
     *,
     version: int,
@@ -159,7 +159,7 @@ def load(
 
     Args:
         spec: The gallery.
-        batches: All rows, in the store's schema.
+        read: All rows, in the store's schema; given the stamps, ascending, whose vectors are here already.
         cached: Kept indexes by space.
         version: Store version of the rows.
         after: The snapshot that this one replaces, if any.
@@ -169,7 +169,7 @@ def load(
         name: k.index for name, k in cached.items() if reference is not None and np.array_equal(k.stamps, reference)
     }
     rows = _Arrivals(spec, reference, kept)
-    for batch in batches:
+    for batch in read(rows.held()):
         rows.add(batch)
     return rows.partition(version, after)
 
@@ -190,6 +190,10 @@ class _Arrivals:
         # Where each row's vector goes: in the sealed block when it is given one to fill, else behind it.
         self._vectors: dict[str, list[F32]] = {space.name: [] for space in spec.spaces}
 
+    def held(self) -> I64 | None:
+        """Stamps, ascending, of the rows that need no vectors; None where there are no such rows."""
+        return self._sorted if all(self._holds(space.name) for space in self._spec.spaces) else None
+
     def add(self, batch: pa.RecordBatch) -> None:
         if batch.num_rows == 0:
             return
@@ -202,6 +206,8 @@ class _Arrivals:
         self._keep("content", numbers(batch, "content", np.int64))
         for space in self._spec.spaces:
             self._keep(f"norm_{space.name}", numbers(batch, f"norm_{space.name}", np.float32))
+            if f"vector_{space.name}" not in batch.schema.names:  # all of them are held
+                continue
             vectors = vector_column(batch, space.name, space.dim)
             self._vectors[space.name].append(vectors[found < 0] if self._holds(space.name) else vectors)
 
