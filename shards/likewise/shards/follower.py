@@ -7,14 +7,15 @@ preparing a change run in one executor, building an index in another, and neithe
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from likewise.shards import index
+from likewise.shards import index, memory
 from likewise.shards.cache import SealedCache
 from likewise.shards.protocols import I64, Changes, Delta, HistoryGone, PartitionSource, Unavailable
 from likewise.shards.rows import LiveRows, Snapshot
@@ -28,6 +29,21 @@ _P = ParamSpec("_P")
 
 BEHIND_POLL_S: Final = (0.02, 1.0)
 """First and longest wait between looks at the store while a version asked for has not come, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBlock:
+    """What of a sealed block goes to the cache; it holds nothing of the block before.
+
+    Attributes:
+        spec: What it was built for.
+        stamps: (rows,) of each position.
+        indexes: By space; None where its rows are only compared exactly.
+    """
+
+    spec: GallerySpec
+    stamps: I64
+    indexes: Mapping[str, index.SealedIndex | None]
 
 
 class Follower:
@@ -71,7 +87,7 @@ class Follower:
         self._tasks: set[asyncio.Task[None]] = set()
         self._build: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
-        self._to_keep: tuple[SealedBlock, GallerySpec] | None = None
+        self._to_keep: KeptBlock | None = None
         self._poll: asyncio.Task[None] | None = None
         self._failed_at: tuple[object, int] | None = None
         self._closed = False
@@ -249,52 +265,64 @@ class Follower:
     # Sealing
 
     def _consider_build(self) -> None:
-        if self.partition is None or self._build is not None or self._closed:
-            return
+        if self.partition is not None and self._build is None and self._due():
+            self._build = self._spawn(self._seal(self.partition, self.partition.snapshot, self.spec))
+
+    def _due(self) -> bool:
+        """Whether a build should begin."""
+        if self.partition is None or self._closed:
+            return False
         now = self.partition.snapshot
         if self._failed_at is not None:
             spec, live = self._failed_at
             if spec == self.spec.index and live <= 1.25 * now.live and now.live <= 1.25 * live:
-                return  # the same rows would fail the same way
-        if due(now, self.spec):
-            self._build = self._spawn(self._seal(self.partition, now, self.spec))
+                return False  # the same rows would fail the same way
+        return due(now, self.spec)
 
     async def _seal(self, partition: LiveRows, snapshot: Snapshot, spec: GallerySpec) -> None:
-        """Build a sealed block and put it in place."""
-        loop = asyncio.get_running_loop()
-        placed: SealedBlock | None = None
-
-        def replaced() -> bool:
-            return self._closed or self.partition is not partition
-
+        """Build a sealed block, put it in place and have it kept, unless another is about to take its place."""
+        placed: KeptBlock | None = None
+        live = snapshot.live
         try:
-            block = await loop.run_in_executor(
-                self._builder, lambda: seal(snapshot, spec, stop=replaced, busy=self._busy)
-            )
-            if await self._place(partition, block, spec):
+            placed = await self._build_and_place(partition, snapshot, spec)
+            del partition, snapshot  # they hold the block before
+            if placed is not None:
                 self.message, self._failed_at = "", None
-                placed = block
+                if not self._due():
+                    await asyncio.get_running_loop().run_in_executor(self._builder, memory.give_back)
         except index.BuildStopped:
             log.debug("a build of shard %d of %s was stopped", self._number, spec.name)
         except Exception as error:
             log.exception("shard %d of %s could not build its index", self._number, spec.name)
             self.message = f"the last build failed: {error}"
-            self._failed_at = (spec.index, snapshot.live)
+            self._failed_at = (spec.index, live)
         finally:
             self._build = None
         self._consider_build()
-        # Writing a block takes as long as building half of one: not where another is about to take its place.
+        # Writing a block takes as long as building half of one.
         if placed is not None and self._build is None:
-            self._to_keep = (placed, spec)
+            self._to_keep = placed
             if self._keeping is None:
                 self._keeping = self._spawn(self._keep_newest())
+
+    async def _build_and_place(self, partition: LiveRows, snapshot: Snapshot, spec: GallerySpec) -> KeptBlock | None:
+        def replaced() -> bool:
+            return self._closed or self.partition is not partition
+
+        block = await asyncio.get_running_loop().run_in_executor(
+            self._builder, lambda: seal(snapshot, spec, stop=replaced, busy=self._busy)
+        )
+        if not await self._place(partition, block, spec):
+            return None
+        indexes = {name: space.index for name, space in block.spaces.items()}
+        return KeptBlock(spec, block.source.stamps[block.slots], indexes)
 
     async def _keep_newest(self) -> None:
         """Write blocks to the cache until there is no newer one, beside searches and builds."""
         try:
             while (newest := self._to_keep) is not None:
                 self._to_keep = None
-                await asyncio.get_running_loop().run_in_executor(self._builder, self._keep, *newest)
+                await asyncio.get_running_loop().run_in_executor(self._builder, self._keep, newest)
         finally:
             self._keeping = None
 
@@ -307,20 +335,19 @@ class Follower:
             self.partition = await self._run(renumber, partition, block, spec)
             return True
 
-    def _keep(self, block: SealedBlock, spec: GallerySpec) -> None:
+    def _keep(self, block: KeptBlock) -> None:
         if self._cache_folder is None:
             return
-        cache = SealedCache(self._cache_folder, spec, self._number)
-        stamps = block.source.stamps[block.slots]
-        for space in spec.spaces:
-            built = block.spaces[space.name].index
+        cache = SealedCache(self._cache_folder, block.spec, self._number)
+        for space in block.spec.spaces:
+            built = block.indexes[space.name]
             try:
                 if built is None:
                     cache.discard(space)
                 else:
-                    cache.store(space, built, stamps)
+                    cache.store(space, built, block.stamps)
             except (OSError, RuntimeError) as error:
-                log.warning("the sealed index of shard %d of %s was not kept: %s", self._number, spec.name, error)
+                log.warning("the sealed index of shard %d of %s was not kept: %s", self._number, block.spec.name, error)
 
     def _own(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of this partition."""
