@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from likewise.shards import layout
@@ -106,7 +107,7 @@ class Partition:
                 with_row_id=True,
             )
             for batch in scanner.to_batches():
-                new = ~np.isin(batch.column("stamp").to_numpy(), held)
+                new = ~_among(batch.column("stamp").to_numpy(), held)
                 missing.append(batch.column("_rowid").to_numpy()[new])
                 kept = batch.filter(pa.array(~new)) if new.any() else batch
                 if kept.num_rows:
@@ -139,6 +140,15 @@ class Partition:
 
     def _predicate(self) -> str:
         return "" if self._shards == 1 else f"shard_hash % {self._shards} = {self._shard}"
+
+
+def _among(values: I64, ascending: I64) -> npt.NDArray[np.bool_]:
+    """Which values are in a long sorted array; numpy.isin would sort all of that anew for every batch."""
+    if not len(ascending):
+        return np.zeros(len(values), dtype=bool)
+    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    found: npt.NDArray[np.bool_] = ascending[at] == values
+    return found
 
 
 @contextmanager
