@@ -19,6 +19,7 @@ from likewise.shards.filter import matcher
 from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.lock import StoreLock
 from likewise.shards.partition import Partition
+from likewise.shards.recall_guard import guard_executor
 from likewise.shards.shard import Shard, ShardLimits, build_executor
 from likewise.shards.spec import GallerySpec
 from likewise.shards.spec_change import SpecChange
@@ -91,6 +92,7 @@ class EmbeddedGalleries:
         self._cache = options.cache or (None if folder is None else folder / CACHE_FOLDER)
         self._searching = ThreadPoolExecutor(options.threads, thread_name_prefix="search")
         self._building = build_executor()
+        self._checking = guard_executor()
         self._store: Store | None = None
         self._open: dict[str, _Gallery] = {}
         self._changing = asyncio.Lock()
@@ -127,6 +129,7 @@ class EmbeddedGalleries:
                 await _close(self._open.pop(name))
         self._searching.shutdown(wait=False)
         self._building.shutdown(wait=False, cancel_futures=True)
+        self._checking.shutdown(wait=False, cancel_futures=True)
         if self._lock is not None:
             self._lock.release()
 
@@ -273,6 +276,7 @@ class EmbeddedGalleries:
                 Partition(store, number, spec.shards),
                 executor=self._searching,
                 builder=self._building,
+                checker=self._checking,
                 cache=self._cache,
                 limits=self._options.shard,
                 on_batch=self._options.on_batch,

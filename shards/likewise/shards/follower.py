@@ -58,6 +58,7 @@ class Follower:
         cache: Folder of sealed indexes; None to keep none.
         poll_s: Look for commits this often besides what is pushed; None for never.
         busy: Searches are running; asked from the builder's thread.
+        on_rows: Told of the newest rows whenever their slots were numbered anew, on the event loop.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Follower:
         cache: Path | None,
         poll_s: float | None,
         busy: Callable[[], bool] = lambda: False,
+        on_rows: Callable[[Snapshot], None] = lambda snapshot: None,
     ) -> None:
         self.spec = spec
         self.partition: LiveRows | None = None
@@ -82,6 +84,7 @@ class Follower:
         self._cache_folder = cache
         self._poll_s = poll_s
         self._busy = busy
+        self._on_rows = on_rows
         self._changing = asyncio.Lock()
         self._moved = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -246,6 +249,7 @@ class Follower:
             raise
         self.message = ""
         self.partition = partition
+        self._on_rows(partition.snapshot)
         log.info(
             "shard %d of %s serves version %d: %d rows, %d from a kept index, loaded in %.1f s",
             self._number,
@@ -333,6 +337,7 @@ class Follower:
             if self.partition is not partition or self._closed:
                 return False
             self.partition = await self._run(renumber, partition, block, spec)
+            self._on_rows(self.partition.snapshot)
             return True
 
     def _keep(self, block: KeptBlock) -> None:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final
 
 import faiss as _faiss
 import numpy as np
+import numpy.typing as npt
 
 from likewise.shards.planner import IndexTraits
 from likewise.shards.protocols import F32, I64
@@ -109,6 +110,43 @@ class SealedIndex:
         parameters = _parameters(self.faiss_index, ef=ef, nprobe=nprobe)
         _, positions = self.faiss_index.search(np.ascontiguousarray(queries), depth, params=parameters)
         return np.asarray(positions)
+
+
+def nearest(vectors: F32, query: F32, depth: int, *, mask: npt.NDArray[np.bool_] | None = None) -> I64:
+    """Positions of the rows of (rows, dim) vectors nearest to a (dim,) query by plain comparison, best first.
+
+    Without BLAS, on as many threads as OpenMP has for the calling one.
+
+    Args:
+        vectors: C-contiguous.
+        query: One.
+        depth: Positions wanted; at most as many as there are rows to choose from.
+        mask: (rows,) which rows may be named; None for all.
+    """
+    scores, positions = np.empty(depth, dtype=np.float32), np.empty(depth, dtype=np.int64)
+    bits = None if mask is None else np.packbits(mask, bitorder="little")
+    selector = None if bits is None else faiss.IDSelectorBitmap(bits)
+    rows, dim = vectors.shape
+    query, vectors = np.ascontiguousarray(query), np.ascontiguousarray(vectors)  # named: they have to outlive the call
+    faiss.knn_inner_product(
+        faiss.swig_ptr(query),
+        faiss.swig_ptr(vectors),
+        dim,
+        1,
+        rows,
+        depth,
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(positions),
+        selector,
+    )
+    return positions[positions >= 0]
+
+
+def lowest_thread_priority() -> None:
+    """Make the calling thread run when nobody else wants to, and FAISS use no other one for it."""
+    faiss.omp_set_num_threads(1)
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def recipe(spec: IndexSpec, rows: int) -> Recipe:
