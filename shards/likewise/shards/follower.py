@@ -238,7 +238,7 @@ class Follower:
                 loaded = self._source.load(version) if held is None else self._source.load(version, held=held)
                 return map(self._own, loaded)
 
-            return load(spec, rows, kept, version=version, after=after)
+            return load(spec, rows, kept, version=version, after=after, folder=self._cache_folder)
 
         started = time.perf_counter()
         try:
@@ -313,8 +313,9 @@ class Follower:
         def replaced() -> bool:
             return self._closed or self.partition is not partition
 
+        folder = self._cache_folder
         block = await asyncio.get_running_loop().run_in_executor(
-            self._builder, lambda: seal(snapshot, spec, stop=replaced, busy=self._busy)
+            self._builder, lambda: seal(snapshot, spec, stop=replaced, busy=self._busy, folder=folder)
         )
         if not await self._place(partition, block, spec):
             return None
