@@ -15,7 +15,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from likewise.shards import index, memory
+from likewise.shards import gpu, index, memory
 from likewise.shards.cache import SealedCache
 from likewise.shards.protocols import I64, Changes, Delta, HistoryGone, PartitionSource, Unavailable
 from likewise.shards.rows import LiveRows, Snapshot
@@ -348,7 +348,7 @@ class Follower:
         for space in block.spec.spaces:
             built = block.indexes[space.name]
             try:
-                if built is None:
+                if built is None or built.recipe.factory in gpu.KINDS:  # a GPU builds faster than a disk reads
                     cache.discard(space)
                 else:
                     cache.store(space, built, block.stamps)

@@ -21,6 +21,9 @@ from likewise.shards.protocols import F32, I64
 from likewise.shards.spec import AUTO_HNSW_ROWS, IndexSpec, SpecError
 
 FLAT: Final = "flat"
+GPU_KINDS: Final = ("gpu-flat", "gpu-ivf", "gpu-cagra")
+"""What `likewise.shards.gpu` builds."""
+
 MIN_SEALED_ROWS: Final = 1_024
 """Rows below which no index is built: comparing all is faster than any of them."""
 
@@ -105,8 +108,23 @@ class SealedIndex:
             nprobe=self.nprobe or default_nprobe(nlist),
         )
 
-    def search(self, queries: F32, depth: int, *, ef: int, nprobe: int) -> I64:
-        """(n, depth) positions of the nearest rows as the index sees them, best first, -1 in empty places."""
+    @property
+    def filters(self) -> bool:
+        """Whether `search` heeds its mask; otherwise what it finds has to be filtered."""
+        return False
+
+    def search(
+        self, queries: F32, depth: int, *, ef: int, nprobe: int, mask: npt.NDArray[np.bool_] | None = None
+    ) -> I64:
+        """(n, depth) positions of the nearest rows as the index sees them, best first, -1 in empty places.
+
+        Args:
+            queries: (n, d).
+            depth: Positions a query.
+            ef: HNSW's candidate list.
+            nprobe: IVF's lists visited.
+            mask: (rows,) rows that may be found, for an index that `filters`.
+        """
         parameters = _parameters(self.faiss_index, ef=ef, nprobe=nprobe)
         _, positions = self.faiss_index.search(np.ascontiguousarray(queries), depth, params=parameters)
         return np.asarray(positions)
@@ -154,6 +172,8 @@ def recipe(spec: IndexSpec, rows: int) -> Recipe:
     kind = spec.kind.lower()
     if rows < MIN_SEALED_ROWS or kind == FLAT or (kind == "auto" and rows < AUTO_HNSW_ROWS):
         return Recipe(FLAT)
+    if kind in GPU_KINDS:
+        return Recipe(kind)
     ef_construction = spec.ef_construction or DEFAULT_EF_CONSTRUCTION
     if kind in ("auto", "hnsw"):
         return Recipe(f"HNSW{spec.m or DEFAULT_M},Flat", ef_construction)
@@ -192,7 +212,7 @@ def validate_index(spec: IndexSpec, dim: int, *, field: str = "spec.index.kind")
     Raises:
         SpecError: With FAISS's reason.
     """
-    if spec.kind.lower() in ("auto", FLAT, "hnsw", "ivf"):
+    if spec.kind.lower() in ("auto", FLAT, "hnsw", "ivf", *GPU_KINDS):
         return
     if "IDMap" in spec.kind:
         raise SpecError(field, f"{spec.kind!r} maps ids, which the shard does itself; leave IDMap out")
@@ -244,7 +264,8 @@ def build(
             core.hnsw.efConstruction = wanted.ef_construction
         if not index.is_trained:
             _take_cores(busy())
-            index.train(np.ascontiguousarray(gather(_training_positions(rows, core))))
+            nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
+            index.train(np.ascontiguousarray(gather(training_positions(rows, nlist))))
     for start in range(int(index.ntotal), rows, _ADD_ROWS):
         if stop():
             raise BuildStopped
@@ -258,6 +279,7 @@ def extendable(index: SealedIndex | None, wanted: Recipe, *, rows: int, dead: in
     return (
         index is not None
         and index.recipe == wanted
+        and wanted.factory not in GPU_KINDS
         and dead <= index.rows // 8
         and rows <= _RETRAIN_GROWTH * index.trained_rows * (1 if _needs_training(index) else math.inf)
     )
@@ -345,9 +367,8 @@ def _needs_training(index: SealedIndex) -> bool:
     return not isinstance(core, faiss.IndexHNSWFlat | faiss.IndexFlat)
 
 
-def _training_positions(rows: int, core: Any) -> I64:
+def training_positions(rows: int, nlist: int) -> I64:
     """A sample large enough for the lists; always the same one, so that a build can be repeated."""
-    nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
     wanted = max(_TRAIN_ROWS_MIN, _TRAIN_ROWS_PER_LIST * nlist)
     if rows <= wanted:
         return np.arange(rows)

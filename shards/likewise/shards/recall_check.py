@@ -137,7 +137,8 @@ def _recall(
     sealed: index.SealedIndex, query: F32, choice: Choice, snapshot: Snapshot, allowed: Allowed, truth: I64
 ) -> float:
     """Share of the truth among the candidates that a search would re-score."""
-    found = sealed.search(query[np.newaxis], choice.depth, ef=choice.ef, nprobe=choice.nprobe)[0]
+    mask = allowed.mask[: snapshot.sealed] if sealed.filters else None
+    found = sealed.search(query[np.newaxis], choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)[0]
     found = found[found >= 0]
     found = found[allowed.mask[found]]
     if len(found) < min(len(truth), allowed.sealed):

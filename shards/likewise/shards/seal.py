@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from likewise.shards import attributes, index, raw_vectors
+from likewise.shards import attributes, gpu, index, raw_vectors
 from likewise.shards.cache import CachedIndex
 from likewise.shards.index import BuildStopped, SealedIndex
 from likewise.shards.protocols import F32, I64
@@ -94,22 +94,25 @@ def seal(
         space = snapshot.spaces[described.name]
         if stop():
             raise BuildStopped
-        built = None
+        built: SealedIndex | None = None
         if wanted.factory != index.FLAT:
 
             def gather(positions: I64, space: SpaceRows = space) -> F32:
                 return space.vectors(slots[positions])
 
-            built = index.build(
-                len(slots),
-                described.dim,
-                wanted,
-                spec.index,
-                gather=gather,
-                base=space.index if extend else None,
-                stop=stop,
-                busy=busy,
-            )
+            if wanted.factory in gpu.KINDS:
+                built = gpu.build(len(slots), described.dim, wanted, spec.index, gather=gather, stop=stop)
+            else:
+                built = index.build(
+                    len(slots),
+                    described.dim,
+                    wanted,
+                    spec.index,
+                    gather=gather,
+                    base=space.index if extend else None,
+                    stop=stop,
+                    busy=busy,
+                )
         if built is None:
             vectors = space.vectors(slots)
         else:

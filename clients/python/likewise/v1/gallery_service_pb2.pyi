@@ -123,7 +123,10 @@ class IndexSpec(_message.Message):
     NPROBE_FIELD_NUMBER: _builtins.int
     TARGET_RECALL_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"auto" (default: flat below 50,000 rows a shard, HNSW from there), "flat", "hnsw", "ivf", or any FAISS index_factory string."""
+    """"auto" (default: flat below 50,000 rows a shard, HNSW from there), "flat", "hnsw", "ivf", any FAISS index_factory string,
+    or "gpu-flat", "gpu-ivf", "gpu-cagra" on a server with a GPU. Of a compressed index ("HNSW32,SQ8", "HNSW32,SQfp16",
+    "SQfp16", "IVF1024,PQ64") the raw vectors lie on the server's disk; scores are theirs whatever the index holds.
+    """
     m: _builtins.int
     """HNSW links a node, 4 to 128. Default 32."""
     ef_construction: _builtins.int
