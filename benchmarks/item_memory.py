@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from likewise.cli.benchmark.dataset import clustered, item_id
 from likewise.shards import layout
-from likewise.shards.protocols import I64, Changes
+from likewise.shards.protocols import F32, I64, Changes
 from likewise.shards.shard import Shard
 from likewise.shards.spec import AttributeSpec, GallerySpec, IndexSpec, SpaceSpec
 from likewise.v1 import common_pb2, gallery_service_pb2
@@ -63,7 +63,7 @@ class GeneratedRows:
         dim = self._spec.space().dim
         for start in range(0, self._items, BLOCK):
             rows = range(start, min(start + BLOCK, self._items))
-            vectors = clustered(len(rows), dim, queries=1, seed=start).base
+            vectors = self.vectors(start, rows.stop)
             columns = {
                 "id": pa.array([item_id(row) for row in rows]),
                 "content": pa.array(rows, pa.int64()),
@@ -74,6 +74,10 @@ class GeneratedRows:
             }
             schema = layout.input_schema(self._spec)
             yield layout.stamped(pa.table(columns, schema=schema), self._spec, 1 + start // BLOCK)
+
+    def vectors(self, start: int, stop: int) -> F32:
+        """(stop - start, dim) unit vectors."""
+        return clustered(stop - start, self._spec.space().dim, queries=1, seed=start).base
 
     def changes(self, since: int, until: int) -> Changes:
         """See `PartitionSource.changes`."""
