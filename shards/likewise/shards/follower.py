@@ -113,7 +113,8 @@ class Follower:
             self._poll.cancel()
         async with self._moved:
             self._moved.notify_all()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # a build that ends has its block kept by another task
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def update(self, spec: GallerySpec) -> None:
         """Take a changed index or new attributes; a new index is built in the background.

@@ -37,10 +37,16 @@ def settle(vectors: F32) -> F32:
     vectors.flags.writeable = False
     mapped = _mapping(vectors)
     if mapped is not None:
-        mapped.flush()  # pages are given back only once they are written
-        if hasattr(mapped, "madvise"):
-            mapped.madvise(mmap.MADV_DONTNEED)
+        mapped.flush()
+        leave(vectors)
     return vectors
+
+
+def leave(vectors: F32) -> None:
+    """Take what is mapped out of this process's memory after a look at all of it; the system may still cache it."""
+    mapped = _mapping(vectors)
+    if mapped is not None and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def is_mapped(vectors: npt.NDArray[Any]) -> bool:

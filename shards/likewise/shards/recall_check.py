@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from likewise.shards import effort, index, planner
+from likewise.shards import effort, index, planner, raw_vectors
 from likewise.shards.distance import inner_products
 from likewise.shards.effort import F64
 from likewise.shards.masks import Allowed
@@ -113,8 +113,9 @@ def stored(snapshot: Snapshot, space: str, *, count: int, k: int) -> list[Asked]
     So far, because a query right beside a stored row is an easier one than callers will have.
     """
     rng = np.random.default_rng(snapshot.sealed)
-    alive = np.flatnonzero(snapshot.alive[: snapshot.sealed])
-    slots = rng.choice(alive, min(count, len(alive)), replace=False)
+    # A few draws, not a shuffle of all rows: this runs on the event loop.
+    drawn = np.unique(rng.integers(0, snapshot.sealed, 4 * count))
+    slots = rng.permutation(drawn[snapshot.alive[drawn]])[:count]
     vectors = snapshot.spaces[space].vectors(slots)
     moved = vectors + rng.standard_normal(vectors.shape, dtype=np.float32) / np.sqrt(vectors.shape[1])
     moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), np.float32(1e-12))
@@ -129,6 +130,7 @@ def _truth(space: SpaceRows, snapshot: Snapshot, allowed: Allowed, asked: Asked)
     depth = min(max(asked.k + 16, NEIGHBOURS), allowed.sealed)
     positions = index.nearest(space.sealed, asked.query, depth, mask=mask)
     scores = inner_products(np.broadcast_to(asked.query, (len(positions), len(asked.query))), space.vectors(positions))
+    raw_vectors.leave(space.sealed)
     order = np.argsort(-scores, kind="stable")
     return positions[order[: asked.k]], local_dimension(scores[order][:NEIGHBOURS])
 

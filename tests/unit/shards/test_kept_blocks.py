@@ -1,5 +1,6 @@
 """What becomes of a sealed block after it is built: which are written, what is let go, and what a restart reads."""
 
+import asyncio
 import gc
 import weakref
 from collections.abc import Sequence
@@ -140,3 +141,16 @@ def test_a_build_leaves_cores_to_searches_while_there_are_some(monkeypatch: pyte
     )
 
     assert threads == [2, 4, 2]  # pieces of 4,096 rows
+
+
+async def test_a_block_placed_just_before_the_close_is_written(tmp_path: Path, written: Sequence[int]) -> None:
+    store = store_of(3_000)
+    shard = Shard(store.spec, 0, store.source(), cache=tmp_path, limits=ShardLimits(recall_share=0))
+    placed = asyncio.Event()
+    shard._follower._on_rows = lambda snapshot: placed.set() if snapshot.spaces["default"].index else None
+    await shard.start()
+
+    await placed.wait()
+    await shard.close()
+
+    assert written == [3_000]
