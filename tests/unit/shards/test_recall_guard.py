@@ -18,7 +18,7 @@ from likewise.shards.spec import AttributeSpec, IndexSpec
 from likewise.v1 import common_pb2 as common
 from likewise.v1 import search_service_pb2 as pb
 
-N, DIM, K = 6_000, 32, 10
+N, DIM, K = 3_000, 32, 10
 RNG = np.random.default_rng(3)
 VECTORS = unit(RNG.standard_normal((N, DIM)))  # 32 dimensions of noise: hard for a graph of few links
 IDS = [f"i{i:05d}" for i in range(N)]
@@ -65,7 +65,10 @@ async def test_a_target_is_reached(started: Started, kind: str, target: float) -
     shard = await started(store(kind=kind), limits=ALWAYS)
     await ask(shard, shard._guard, times=64, exact=False)
 
-    found, _ = await recall(shard, target_recall=target)
+    options = shard._guard.resolve(SearchOptions("default", K, target_recall=target))
+    found, _ = await recall(
+        shard, ef=options.ef, nprobe=options.nprobe, over_fetch=options.over_fetch, exact=options.exact or False
+    )
 
     # The steps were chosen by the recall of these very queries.
     assert found >= target
@@ -74,7 +77,8 @@ async def test_a_target_is_reached(started: Started, kind: str, target: float) -
 async def test_a_target_is_about_reached_before_there_are_queries(started: Started) -> None:
     shard = await started(store(), limits=ALWAYS)
 
-    found, plan = await recall(shard, target_recall=0.8)
+    ef = shard._guard.resolve(SearchOptions("default", K, target_recall=0.8)).ef
+    found, plan = await recall(shard, ef=ef, exact=False)  # the planner would compare so few rows exactly
 
     assert found >= 0.75
     assert plan.kind == pb.PLAN_KIND_ANN
