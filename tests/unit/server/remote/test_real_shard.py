@@ -73,6 +73,7 @@ async def stub(shard: Shard, loopback: Loopback) -> ShardStub:
             SearchOptions(space="default", k=9, excluded_ids=(IDS[0],), excluded_content=4, over_fetch=2.5, ef=32),
             id="excluded",
         ),
+        pytest.param(SearchOptions(space="default", k=5, target_recall=0.9), id="recall"),
     ],
 )
 async def test_searches_are_the_same(shard: Shard, stub: ShardStub, options: SearchOptions) -> None:
