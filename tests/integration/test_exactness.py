@@ -1,5 +1,7 @@
 """What is found is what a perfect search would find, however the gallery is cut and filtered."""
 
+import time
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -146,6 +148,10 @@ def test_a_recall_asked_for_is_reached_and_told(
     assert _recall([hits.ids for hits in answers], truth) >= target - 0.05  # 40 queries about a mean
     if target == 1.0:
         assert {shard.kind for hits in answers for shard in hits.plan.shards} == {"exact"}
-    (estimate,) = (one for one in gallery.stats().shards[0].recall if one.max_share == 1.0)
-    assert estimate.queries > 0
+    # Checks give way to everything else on the machine, so they may take their time.
+    deadline = time.monotonic() + 120
+    while not (found := [one for one in gallery.stats().shards[0].recall if one.max_share == 1.0]):
+        assert time.monotonic() < deadline, "no recall was measured"
+        time.sleep(0.2)
+    (estimate,) = found
     assert 0.0 < estimate.low <= estimate.recall <= estimate.high <= 1.0
