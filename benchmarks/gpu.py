@@ -6,6 +6,7 @@ they are taken from --bandwidth-gb and --teraflops.
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -74,9 +75,9 @@ def lines(
         recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(positions.tolist(), truth.tolist(), strict=True)])
         for batch in BATCHES:
             queries = np.resize(dataset.queries, (batch, dim))
-            effort = {"ef": 128, "nprobe": made.traits().nprobe, "mask": mask}
-            rate = per_second(lambda queries=queries, effort=effort: made.search(queries, K, **effort), seconds) * batch
-            line = {"kind": kind, "n": rows, "dim": dim, "k": K, "filter": share, "batch": batch}
+            ask = functools.partial(made.search, queries, K, ef=128, nprobe=made.traits().nprobe, mask=mask)
+            rate = per_second(ask, seconds) * batch
+            line: dict[str, Any] = {"kind": kind, "n": rows, "dim": dim, "k": K, "filter": share, "batch": batch}
             line |= {"qps": round(rate, 1), "recall_at_k": round(float(recall), 4), "build_s": round(build_s, 2)}
             if kind == gpu.FLAT and bandwidth_gb:
                 line["of_bandwidth"] = round(rate / batch / (bandwidth_gb * 1e9 / (rows * made.row_bytes)), 3)

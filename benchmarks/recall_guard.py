@@ -61,7 +61,7 @@ async def measured(options: argparse.Namespace) -> None:
         stats = await shard.stats()
         checks_s = stats.recall_seconds - stand_ins
         for estimate in stats.recall:
-            report = {"queries": estimate.queries, "recall": estimate.recall, "low": estimate.low}
+            report: dict[str, Any] = {"queries": estimate.queries, "recall": estimate.recall, "low": estimate.low}
             report |= {"high": estimate.high, "live": estimate.live, "local_dimension": estimate.local_dimension}
             report |= {"stand_ins_s": stand_ins, "checks_s": checks_s, "searched_s": searched_s}
             print(json.dumps({"what": "estimate", "index": options.index, **rounded(report)}), flush=True)
@@ -73,7 +73,11 @@ async def measured(options: argparse.Namespace) -> None:
                 hits = await shard.search(query[np.newaxis], SearchOptions("", K, target_recall=target))
                 found.append(list(hits.ids))
             took_s = time.perf_counter() - started
-            line = {"target": target, "recall": recall_at_k(found, truth, K), "ms": 1e3 * took_s / len(asked)}
+            line: dict[str, Any] = {
+                "target": target,
+                "recall": recall_at_k(found, truth, K),
+                "ms": 1e3 * took_s / len(asked),
+            }
             line |= {"ef": hits.plan.ef, "nprobe": hits.plan.nprobe, "plan": int(hits.plan.kind)}
             print(json.dumps({"what": "target", "index": options.index, **rounded(line)}), flush=True)
         await shard.close()

@@ -7,11 +7,11 @@ are those of the raw vectors here too; a GPU only says where to look.
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -90,7 +90,7 @@ class Device:
 _making = threading.Lock()
 
 
-@lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)
 def _device(number: int) -> Device:
     return Device(number)
 
@@ -222,7 +222,7 @@ def build(
                 if stop():
                     raise BuildStopped
                 piece = np.ascontiguousarray(gather(np.arange(start, min(start + _ADD_ROWS, rows))))
-                where.run(lambda _, piece=piece: made.add(piece))
+                where.run(functools.partial(_add, made, piece))
         tested = np.unique(np.linspace(0, rows - 1, _TESTED_QUERIES).astype(np.int64))
         effort = {"ef": 256, "nprobe": max(nlist, 1)}
         self_test(
@@ -312,6 +312,10 @@ def _empty(resources: Any, number: int, dim: int, factory: str, nlist: int) -> A
     config = faiss.GpuIndexCagraConfig()
     config.device = number
     return faiss.GpuIndexCagra(resources, dim, metric, config)
+
+
+def _add(gpu_index: Any, rows: F32, resources: Any) -> None:
+    gpu_index.add(rows)
 
 
 def _search(

@@ -58,4 +58,4 @@ def _mapping(array: npt.NDArray[Any]) -> mmap.mmap | None:
     base: Any = array
     while base is not None and not isinstance(base, mmap.mmap):
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    return base
+    return base if isinstance(base, mmap.mmap) else None

@@ -69,9 +69,10 @@ def check(snapshot: Snapshot, allowed: Allowed, asked: Asked, *, stop: Callable[
         Stopped: If `stop()` became true.
     """
     space = snapshot.spaces[asked.space]
-    if space.index is None or allowed.sealed == 0:
+    sealed = space.index
+    if sealed is None or allowed.sealed == 0:
         return None
-    traits = space.index.traits()
+    traits = sealed.traits()
     truth, dimension = _truth(space, snapshot, allowed, asked)
     known: dict[Choice, float] = {}
 
@@ -82,7 +83,7 @@ def check(snapshot: Snapshot, allowed: Allowed, asked: Asked, *, stop: Callable[
         if choice.kind in _EXACT:
             return 1.0
         if choice not in known:
-            known[choice] = _recall(space.index, asked.query, choice, snapshot, allowed, truth)
+            known[choice] = _recall(sealed, asked.query, choice, snapshot, allowed, truth)
         return known[choice]
 
     plain = Demand(

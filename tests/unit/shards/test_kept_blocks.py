@@ -19,6 +19,7 @@ from likewise.shards.cache import SealedCache
 from likewise.shards.index import SealedIndex
 from likewise.shards.partition import Partition
 from likewise.shards.protocols import I64, SearchOptions
+from likewise.shards.rows import Snapshot
 from likewise.shards.shard import Shard, ShardLimits
 from likewise.shards.spec import IndexSpec, SpaceSpec
 from likewise.shards.store import Store
@@ -147,7 +148,12 @@ async def test_a_block_placed_just_before_the_close_is_written(tmp_path: Path, w
     store = store_of(3_000)
     shard = Shard(store.spec, 0, store.source(), cache=tmp_path, limits=ShardLimits(recall_share=0))
     placed = asyncio.Event()
-    shard._follower._on_rows = lambda snapshot: placed.set() if snapshot.spaces["default"].index else None
+
+    def noted(snapshot: Snapshot) -> None:
+        if snapshot.spaces["default"].index is not None:
+            placed.set()
+
+    shard._follower._on_rows = noted
     await shard.start()
 
     await placed.wait()

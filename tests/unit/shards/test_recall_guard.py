@@ -88,7 +88,7 @@ async def test_a_higher_target_costs_a_longer_list(started: Started) -> None:
     shard = await started(store(), limits=ALWAYS)
     guard = shard._guard
 
-    efs = [guard.resolve(SearchOptions("default", K, target_recall=target)).ef for target in (0.3, 0.7, 0.9)]
+    efs = [guard.resolve(SearchOptions("default", K, target_recall=target)).ef or 0 for target in (0.3, 0.7, 0.9)]
 
     assert all(efs)
     assert efs == sorted(efs)
