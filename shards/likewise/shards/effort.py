@@ -42,7 +42,7 @@ def ef(step: int, k: int, index: IndexTraits) -> int:
 
 def nprobe(step: int, index: IndexTraits) -> int:
     """IVF's lists on a step: from one to all of them."""
-    return max(1, min(index.nlist, round(index.nlist ** (step / (STEPS - 1)))))
+    return max(1, min(index.nlist, round(math.pow(index.nlist, step / (STEPS - 1)))))
 
 
 def over_fetch(step: int) -> float:

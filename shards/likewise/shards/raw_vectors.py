@@ -35,10 +35,7 @@ def allocate(rows: int, dim: int, folder: Path | None) -> F32:
 def settle(vectors: F32) -> F32:
     """The same vectors for reading; what is mapped leaves this process's memory until it is read."""
     vectors.flags.writeable = False
-    mapped = _mapping(vectors)
-    if mapped is not None:
-        mapped.flush()
-        leave(vectors)
+    leave(vectors)
     return vectors
 
 

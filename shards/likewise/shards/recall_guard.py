@@ -202,7 +202,7 @@ class RecallGuard:
 
     def report(self, spec_spaces: Sequence[str]) -> list[gallery_pb.RecallEstimate]:
         """Estimates by space and bucket, for `ShardStats`."""
-        found = []
+        found: list[gallery_pb.RecallEstimate] = []
         for name in spec_spaces:
             known = self._known.get(name)
             if known is None:
