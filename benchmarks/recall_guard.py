@@ -50,6 +50,7 @@ async def measured(options: argparse.Namespace) -> None:
         shard = Shard(spec, 0, DatasetRows(spec, dataset), cache=Path(folder), limits=limits)
         await shard.start()
         await shard.settled()
+        await shard.checked()
         stand_ins = (await shard.stats()).recall_seconds
         searched_s = 0.0
         for query in dataset.queries[: options.queries]:
@@ -57,7 +58,7 @@ async def measured(options: argparse.Namespace) -> None:
             await shard.search(query[np.newaxis], SearchOptions("", K, exact=False))
             searched_s += time.perf_counter() - started
             await asyncio.sleep(options.pause_ms / 1e3)
-        await shard.settled()
+        await shard.checked()
         stats = await shard.stats()
         checks_s = stats.recall_seconds - stand_ins
         for estimate in stats.recall:

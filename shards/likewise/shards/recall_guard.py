@@ -186,11 +186,12 @@ class RecallGuard:
         self._go()
 
     async def close(self) -> None:
-        """Stop, and wait for the check that runs."""
+        """Stop; a check that runs ends at its next step, which nobody waits for."""
         self._closed = True
         self._waiting.clear()
         self._stand_ins.clear()
         if self._task is not None:
+            self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def settled(self) -> None:

@@ -167,8 +167,11 @@ class Shard:
         self._masks = FilterCache(spec.attributes, max_bytes=self._limits.filter_cache_bytes)
 
     async def settled(self) -> None:
-        """Wait until no build is running or due, and recall has been checked as far as it may be."""
+        """Wait until no build is running or due."""
         await self._follower.settled()
+
+    async def checked(self) -> None:
+        """Wait until recall has been checked as far as it may be; long on a busy machine, whose last thread it has."""
         await self._guard.settled()
 
     @property

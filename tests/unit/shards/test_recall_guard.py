@@ -1,5 +1,7 @@
 """The recall guard on real shards: what it measures, what it chooses, what it may cost."""
 
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +30,25 @@ PRICES = RNG.random(N)
 
 ALWAYS = ShardLimits(recall_share=1e9)
 """No check is too dear."""
+
+
+@pytest.fixture
+def checker() -> Iterator[Executor]:
+    """A thread for checks that does not give way: on a busy machine the guard's own would hardly ever run."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def guarded(started: Started, checker: Executor) -> Started:
+    """Makes started shards whose stand-ins have been checked."""
+
+    async def start(data: MemoryStore, **options: Any) -> Shard:
+        shard = await started(data, checker=checker, **options)
+        await shard.checked()
+        return shard
+
+    return start
 
 
 def store(**index: Any) -> MemoryStore:
@@ -61,8 +82,8 @@ async def ask(shard: Shard, guard: RecallGuard, *, times: int, **options: Any) -
     ("kind", "target"),
     [("HNSW8,Flat", 0.5), ("HNSW8,Flat", 0.9), ("HNSW8,Flat", 0.99), ("IVF64,Flat", 0.9), ("SQ4", 0.9)],
 )
-async def test_a_target_is_reached(started: Started, kind: str, target: float) -> None:
-    shard = await started(store(kind=kind), limits=ALWAYS)
+async def test_a_target_is_reached(guarded: Started, kind: str, target: float) -> None:
+    shard = await guarded(store(kind=kind), limits=ALWAYS)
     await ask(shard, shard._guard, times=64, exact=False)
 
     options = shard._guard.resolve(SearchOptions("default", K, target_recall=target))
@@ -74,8 +95,8 @@ async def test_a_target_is_reached(started: Started, kind: str, target: float) -
     assert found >= target
 
 
-async def test_a_target_is_about_reached_before_there_are_queries(started: Started) -> None:
-    shard = await started(store(), limits=ALWAYS)
+async def test_a_target_is_about_reached_before_there_are_queries(guarded: Started) -> None:
+    shard = await guarded(store(), limits=ALWAYS)
 
     ef = shard._guard.resolve(SearchOptions("default", K, target_recall=0.8)).ef
     found, plan = await recall(shard, ef=ef, exact=False)  # the planner would compare so few rows exactly
@@ -84,8 +105,8 @@ async def test_a_target_is_about_reached_before_there_are_queries(started: Start
     assert plan.kind == pb.PLAN_KIND_ANN
 
 
-async def test_a_higher_target_costs_a_longer_list(started: Started) -> None:
-    shard = await started(store(), limits=ALWAYS)
+async def test_a_higher_target_costs_a_longer_list(guarded: Started) -> None:
+    shard = await guarded(store(), limits=ALWAYS)
     guard = shard._guard
 
     efs = [guard.resolve(SearchOptions("default", K, target_recall=target)).ef or 0 for target in (0.3, 0.7, 0.9)]
@@ -96,16 +117,16 @@ async def test_a_higher_target_costs_a_longer_list(started: Started) -> None:
     assert guard.resolve(SearchOptions("default", K, target_recall=1.0)).exact is True
 
 
-async def test_an_index_that_cannot_reach_the_target_is_passed_by(started: Started) -> None:
-    shard = await started(store(kind="PQ2x4"), limits=ALWAYS)
+async def test_an_index_that_cannot_reach_the_target_is_passed_by(guarded: Started) -> None:
+    shard = await guarded(store(kind="PQ2x4"), limits=ALWAYS)
 
     found, plan = await recall(shard, target_recall=0.999)
 
     assert (found, plan.kind) == (1.0, pb.PLAN_KIND_EXACT)
 
 
-async def test_the_gallerys_target_counts_for_searches_that_set_nothing(started: Started) -> None:
-    shard = await started(store(target_recall=0.9), limits=ALWAYS)
+async def test_the_gallerys_target_counts_for_searches_that_set_nothing(guarded: Started) -> None:
+    shard = await guarded(store(target_recall=0.9), limits=ALWAYS)
     guard = shard._guard
 
     assert (
@@ -116,9 +137,9 @@ async def test_the_gallerys_target_counts_for_searches_that_set_nothing(started:
     assert guard.resolve(SearchOptions("default", K, exact=True)).ef is None
 
 
-async def test_a_changed_target_needs_no_new_index(started: Started) -> None:
+async def test_a_changed_target_needs_no_new_index(guarded: Started) -> None:
     data = store(target_recall=0.5)
-    shard = await started(data, limits=ALWAYS)
+    shard = await guarded(data, limits=ALWAYS)
     before = shard._guard.resolve(SearchOptions("default", K)).ef
 
     await shard.update(replace(data.spec, index=replace(data.spec.index, target_recall=0.95)))
@@ -130,8 +151,8 @@ async def test_a_changed_target_needs_no_new_index(started: Started) -> None:
     assert after > before
 
 
-async def test_stats_tell_the_recall_of_stored_rows_before_there_are_queries(started: Started) -> None:
-    shard = await started(store(), limits=ALWAYS)
+async def test_stats_tell_the_recall_of_stored_rows_before_there_are_queries(guarded: Started) -> None:
+    shard = await guarded(store(), limits=ALWAYS)
 
     (estimate,) = (await shard.stats()).recall
 
@@ -141,8 +162,8 @@ async def test_stats_tell_the_recall_of_stored_rows_before_there_are_queries(sta
     assert estimate.local_dimension > 4
 
 
-async def test_stats_tell_the_recall_of_live_queries_as_they_were_asked(started: Started) -> None:
-    shard = await started(store(), limits=ALWAYS)
+async def test_stats_tell_the_recall_of_live_queries_as_they_were_asked(guarded: Started) -> None:
+    shard = await guarded(store(), limits=ALWAYS)
     expected, _ = await recall(shard, ef=16, exact=False)
     await shard._guard.settled()
     shard._guard._known["default"].live.clear()
@@ -155,8 +176,8 @@ async def test_stats_tell_the_recall_of_live_queries_as_they_were_asked(started:
     assert estimate.recall == pytest.approx(expected, abs=1e-6)
 
 
-async def test_filters_are_told_apart_by_what_they_leave(started: Started) -> None:
-    shard = await started(store(), limits=replace(ALWAYS, exact_rows=0))
+async def test_filters_are_told_apart_by_what_they_leave(guarded: Started) -> None:
+    shard = await guarded(store(), limits=replace(ALWAYS, exact_rows=0))
 
     await ask(shard, shard._guard, times=3, filter=cheaper_than(0.6), exact=False)
     await ask(shard, shard._guard, times=2, filter=cheaper_than(0.2), exact=False)
@@ -166,8 +187,8 @@ async def test_filters_are_told_apart_by_what_they_leave(started: Started) -> No
     assert bucket_of(1.0, filtered=True) == bucket_of(1.0, filtered=False) == 1.0
 
 
-async def test_checks_cost_no_more_than_their_share(started: Started) -> None:
-    shard = await started(store(), limits=ShardLimits(recall_share=0.5))
+async def test_checks_cost_no_more_than_their_share(guarded: Started) -> None:
+    shard = await guarded(store(), limits=ShardLimits(recall_share=0.5))
     guard = shard._guard
 
     await ask(shard, guard, times=64, ef=16, exact=False)
@@ -177,8 +198,8 @@ async def test_checks_cost_no_more_than_their_share(started: Started) -> None:
     assert guard._spent_s <= 0.5 * guard._earned_s + dearest
 
 
-async def test_a_share_of_nothing_checks_nothing(started: Started) -> None:
-    shard = await started(store(), limits=ShardLimits(recall_share=0.0))
+async def test_a_share_of_nothing_checks_nothing(guarded: Started) -> None:
+    shard = await guarded(store(), limits=ShardLimits(recall_share=0.0))
 
     await ask(shard, shard._guard, times=4, ef=16, exact=False)
     found, _ = await recall(shard, target_recall=0.9)
@@ -188,14 +209,15 @@ async def test_a_share_of_nothing_checks_nothing(started: Started) -> None:
     assert found >= 0.9  # from what is expected of such an index
 
 
-async def test_a_new_index_begins_anew_and_goes_by_the_old_one_until_it_knows_enough(started: Started) -> None:
+async def test_a_new_index_begins_anew_and_goes_by_the_old_one_until_it_knows_enough(guarded: Started) -> None:
     data = store()
-    shard = await started(data, limits=ALWAYS)
+    shard = await guarded(data, limits=ALWAYS)
     await ask(shard, shard._guard, times=ENOUGH, ef=16, exact=False)
     before = shard._guard._known["default"]
 
     await shard.update(replace(data.spec, index=replace(data.spec.index, kind="HNSW16,Flat")))
     await shard.settled()
+    await shard.checked()
 
     known = shard._guard._known["default"]
     assert known is not before
@@ -204,19 +226,20 @@ async def test_a_new_index_begins_anew_and_goes_by_the_old_one_until_it_knows_en
     assert known.before is None  # it knows enough by now
 
 
-async def test_checks_hold_no_index_that_was_replaced(started: Started) -> None:
+async def test_checks_hold_no_index_that_was_replaced(guarded: Started) -> None:
     data = store()
-    shard = await started(data, limits=ALWAYS)
+    shard = await guarded(data, limits=ALWAYS)
     old = shard._guard._known["default"].index
 
     await shard.update(replace(data.spec, index=replace(data.spec.index, kind="HNSW16,Flat")))
     await shard.settled()
+    await shard.checked()
 
     assert old() is None
 
 
-async def test_a_flat_shard_answers_any_target_exactly(started: Started) -> None:
-    shard = await started(store(kind="flat", ef_construction=None), limits=ALWAYS)
+async def test_a_flat_shard_answers_any_target_exactly(guarded: Started) -> None:
+    shard = await guarded(store(kind="flat", ef_construction=None), limits=ALWAYS)
 
     found, plan = await recall(shard, target_recall=0.5)
 
