@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from likewise.cli.benchmark.dataset import clustered, item_id
 from likewise.shards import layout
-from likewise.shards.protocols import Changes
+from likewise.shards.protocols import F32, I64, Changes
 from likewise.shards.shard import Shard
 from likewise.shards.spec import AttributeSpec, GallerySpec, IndexSpec, SpaceSpec
 from likewise.v1 import common_pb2, gallery_service_pb2
@@ -58,12 +58,12 @@ class GeneratedRows:
         """See `PartitionSource.version`."""
         return 1
 
-    def load(self, version: int) -> Iterator[pa.RecordBatch]:
+    def load(self, version: int, *, held: I64 | None = None) -> Iterator[pa.RecordBatch]:
         """See `PartitionSource.load`."""
         dim = self._spec.space().dim
         for start in range(0, self._items, BLOCK):
             rows = range(start, min(start + BLOCK, self._items))
-            vectors = clustered(len(rows), dim, queries=1, seed=start).base
+            vectors = self.vectors(start, rows.stop)
             columns = {
                 "id": pa.array([item_id(row) for row in rows]),
                 "content": pa.array(rows, pa.int64()),
@@ -74,6 +74,10 @@ class GeneratedRows:
             }
             schema = layout.input_schema(self._spec)
             yield layout.stamped(pa.table(columns, schema=schema), self._spec, 1 + start // BLOCK)
+
+    def vectors(self, start: int, stop: int) -> F32:
+        """(stop - start, dim) unit vectors."""
+        return clustered(stop - start, self._spec.space().dim, queries=1, seed=start).base
 
     def changes(self, since: int, until: int) -> Changes:
         """See `PartitionSource.changes`."""
@@ -89,12 +93,12 @@ def resident_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-async def shard_bytes(spec: GallerySpec, items: int) -> dict[str, Any]:
+async def shard_bytes(spec: GallerySpec, items: int, cache: Path) -> dict[str, Any]:
     """Load a shard, wait until its index is built, and say what it takes."""
     small = Shard(spec, 0, GeneratedRows(spec, 1_000))
     await small.start()  # what libraries allocate once is not the items'
     before = resident_bytes()
-    shard = Shard(spec, 0, GeneratedRows(spec, items))
+    shard = Shard(spec, 0, GeneratedRows(spec, items), cache=cache)
     started = time.perf_counter()
     await shard.start()
     while (stats := await shard.stats()).state != gallery_service_pb2.INDEX_STATE_READY:
@@ -102,6 +106,7 @@ async def shard_bytes(spec: GallerySpec, items: int) -> dict[str, Any]:
             raise RuntimeError(stats.message)
         await asyncio.sleep(0.1)
     seconds = time.perf_counter() - started
+    await shard.settled()  # written to the cache too
     grown = resident_bytes() - before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     await shard.close()
@@ -128,7 +133,10 @@ def disk_bytes(spec: GallerySpec, items: int) -> dict[str, Any]:
 def measured(dim: int, items: int, kind: str) -> dict[str, Any]:
     """One line of the result, in this process."""
     spec = gallery(dim, kind)
-    return disk_bytes(spec, items) if kind == "disk" else asyncio.run(shard_bytes(spec, items))
+    if kind == "disk":
+        return disk_bytes(spec, items)
+    with tempfile.TemporaryDirectory() as cache:
+        return asyncio.run(shard_bytes(spec, items, Path(cache)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--index",
         nargs="+",
-        default=["flat", "hnsw", "IVF256,SQ8", "IVF256,PQ64", "disk"],
+        default=["flat", "hnsw", "HNSW32,SQfp16", "HNSW32,SQ8", "SQ8", "IVF256,SQ8", "IVF256,PQ64", "disk"],
         help="flat, hnsw, ivf, a FAISS factory string, or disk for the store",
     )
     options = parser.parse_args(arguments)

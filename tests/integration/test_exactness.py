@@ -1,5 +1,7 @@
 """What is found is what a perfect search would find, however the gallery is cut and filtered."""
 
+import time
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -131,3 +133,25 @@ def test_shards_do_not_change_exact_answers(client: Client, data: Clustered, sha
         np.testing.assert_allclose(hits.scores, scores, atol=1e-5)
 
     client.delete_gallery(f"cut-{shards}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [0.8, 0.95, 1.0])
+def test_a_recall_asked_for_is_reached_and_told(
+    client: Client, filled: dict[str, str], data: Clustered, target: float
+) -> None:
+    gallery = client.gallery(filled["hnsw"])
+    truth = [_ids(exact(data.vectors, query, K)[0]) for query in data.queries]
+
+    answers = [gallery.search(vector=query, k=K, target_recall=target) for query in data.queries]
+
+    assert _recall([hits.ids for hits in answers], truth) >= target - 0.05  # 40 queries about a mean
+    if target == 1.0:
+        assert {shard.kind for hits in answers for shard in hits.plan.shards} == {"exact"}
+    # Checks give way to everything else on the machine, so they may take their time.
+    deadline = time.monotonic() + 120
+    while not (found := [one for one in gallery.stats().shards[0].recall if one.max_share == 1.0]):
+        assert time.monotonic() < deadline, "no recall was measured"
+        time.sleep(0.2)
+    (estimate,) = found
+    assert 0.0 < estimate.low <= estimate.recall <= estimate.high <= 1.0

@@ -13,6 +13,7 @@ from rich.markup import escape
 from likewise.cli.benchmark import encode as encode_benchmark
 from likewise.cli.benchmark import encode_model, goal_report, vit
 from likewise.cli.benchmark import ingest as ingest_benchmark
+from likewise.cli.benchmark import restart as restart_benchmark
 from likewise.cli.benchmark import search as search_benchmark
 from likewise.cli.benchmark.encode_raw import RawFailed
 from likewise.cli.benchmark.gallery import NotReady
@@ -20,6 +21,7 @@ from likewise.cli.benchmark.goal_list import GOALS
 from likewise.cli.benchmark.goals import Line, evaluate
 from likewise.cli.benchmark.load import LoadFailed
 from likewise.cli.benchmark.report import Report
+from likewise.cli.benchmark.restart import WrongAnswer
 from likewise.cli.server_process import ServerFailed, stop_on_sigterm
 from likewise.client.errors import LikewiseError
 from likewise.export.manifest import ManifestError
@@ -31,10 +33,11 @@ _MODES: Final = ("embedded", "ray")
 _SEARCH: Final = search_benchmark.Plan()
 _INGEST: Final = ingest_benchmark.Plan()
 _ENCODE: Final = encode_benchmark.Plan()
+_RESTART: Final = restart_benchmark.Plan()
 _SEARCH_CALLERS: Final = ",".join(map(str, _SEARCH.callers))
 _ENCODE_CALLERS: Final = ",".join(map(str, _ENCODE.callers))
 _PIPE_WIDTH: Final = 140
-_FAILURES: Final = (ServerFailed, LoadFailed, RawFailed, NotReady, LikewiseError, ManifestError)
+_FAILURES: Final = (ServerFailed, LoadFailed, RawFailed, NotReady, WrongAnswer, LikewiseError, ManifestError)
 _T = TypeVar("_T", int, float)
 
 Mode = Annotated[str, typer.Option(help="embedded or ray.")]
@@ -161,6 +164,35 @@ def ingest(
 
 
 @app.command()
+def restart(
+    items: Items = _RESTART.items,
+    dim: Dim = _RESTART.dim,
+    index: Index = _RESTART.index,
+    m: Links = _RESTART.m,
+    ef_construction: Construction = _RESTART.ef_construction,
+    shards: Shards = _RESTART.shards,
+    runs: Runs = _RESTART.runs,
+    threads: Threads = _RESTART.threads,
+    seed: Seed = _RESTART.seed,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds from starting a server on a filled store to its first correct answer, and the memory it then takes."""
+    _one_of("--index", (index,), ("hnsw", "flat"))
+    plan = restart_benchmark.Plan(
+        items=items,
+        dim=dim,
+        index=index,
+        m=m,
+        ef_construction=ef_construction,
+        shards=shards,
+        runs=runs,
+        threads=threads,
+        seed=seed,
+    )
+    _run(lambda report: restart_benchmark.run(plan, report), as_json=as_json)
+
+
+@app.command()
 def encode(
     mode: Mode = _ENCODE.mode,
     model: Annotated[
@@ -257,6 +289,7 @@ def _goal_parts() -> list[Callable[[Report], None]]:
     return [
         *(partial(search_benchmark.run, one) for one in searches),
         partial(ingest_benchmark.run, ingest_benchmark.Plan()),
+        partial(restart_benchmark.run, restart_benchmark.Plan()),
         partial(encode_model.run, encode_model.ModelPlan(model="vit-b-32", callers=(32,))),
     ]
 

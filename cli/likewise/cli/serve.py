@@ -20,6 +20,7 @@ from likewise.server.app import StartupError, serve
 from likewise.server.embedded import embedded
 from likewise.server.errors import ServiceError
 from likewise.server.settings import PREFIX, Settings, unknown_variables
+from likewise.shards.memory import bound_allocator
 from likewise.shards.protocols import ShardError
 from likewise.shards.spec import SpecError
 
@@ -66,6 +67,7 @@ def run(
         "log_level": log_level.upper() if log_level else None,
     }
     settings = _settings({name: value for name, value in given.items() if value is not None})
+    bound_allocator()
     access_log.configure(format=settings.log_format, level=settings.log_level)
     for name in unknown_variables(os.environ):
         _say(f"the variable {name} is unknown and has no effect")

@@ -32,7 +32,7 @@ def embedded(settings: Settings) -> Server:
             cache=settings.cache,
             export_root=settings.export_root,
             threads=settings.thread_count,
-            shard=ShardLimits(max_queued=settings.shard_queue),
+            shard=ShardLimits(max_queued=settings.shard_queue, recall_share=settings.recall_share),
             writer=WriterLimits(
                 queue_rows=settings.write_queue_rows,
                 queue_bytes=settings.write_queue_bytes,

@@ -21,6 +21,7 @@ from likewise.shards.filter import matcher
 from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.lock import StoreLock
 from likewise.shards.partition import Partition
+from likewise.shards.recall_guard import guard_executor
 from likewise.shards.shard import Shard, ShardLimits, build_executor
 from likewise.shards.spec import GallerySpec
 from likewise.shards.spec_change import SpecChange, check_change
@@ -81,6 +82,7 @@ class EmbeddedGalleries:
         # Apart from the searches: a partition that loads would hold up whatever is searched meanwhile.
         self._reading = ThreadPoolExecutor(options.threads, thread_name_prefix="read")
         self._building = build_executor()
+        self._checking = guard_executor()
         self._store: Store | None = None
         self._open: dict[str, OpenGallery] = {}
         self._changing = asyncio.Lock()
@@ -124,6 +126,7 @@ class EmbeddedGalleries:
         self._searching.shutdown(wait=False)
         self._reading.shutdown(wait=False)
         self._building.shutdown(wait=False, cancel_futures=True)
+        self._checking.shutdown(wait=False, cancel_futures=True)
         if self._lock is not None:
             self._lock.release()
 
@@ -321,6 +324,7 @@ class EmbeddedGalleries:
                 executor=self._searching,
                 reader=self._reading,
                 builder=self._building,
+                checker=self._checking,
                 cache=self._cache,
                 limits=self._options.shard,
                 on_batch=self._options.on_batch,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from likewise.server.batcher import BatchReport
 from likewise.v1 import gallery_service_pb2, model_service_pb2, search_service_pb2
@@ -143,7 +143,10 @@ class Metrics:
         self.registry.register(_ModelInfo(models))
 
     def watch_galleries(self, stats: Callable[[], Iterable[GalleryStats]]) -> None:
-        """Show `likewise_index_items` from now on, read anew at each scrape; `stats` must not block for long."""
+        """Show `likewise_index_items`, `likewise_recall_ratio` and their kin from now on, read anew at each scrape.
+
+        `stats` must not block for long.
+        """
         self.registry.register(_IndexItems(stats))
 
 
@@ -188,15 +191,35 @@ class _IndexItems:
         version = GaugeMetricFamily(
             "likewise_index_version", "Store version a shard serves.", labels=["gallery", "shard"]
         )
+        labels = ["gallery", "shard", "space", "share"]
+        recall = GaugeMetricFamily("likewise_recall_ratio", "Recall@k of a shard's searches, measured.", labels=labels)
+        low = GaugeMetricFamily("likewise_recall_low_ratio", "Lower end of its 95 % interval.", labels=labels)
+        high = GaugeMetricFamily("likewise_recall_high_ratio", "Upper end of its 95 % interval.", labels=labels)
+        queries = GaugeMetricFamily("likewise_recall_queries", "Queries that it rests on.", labels=labels)
+        hardness = GaugeMetricFamily(
+            "likewise_recall_local_dimension", "Median local intrinsic dimension at those queries.", labels=labels
+        )
+        spent = CounterMetricFamily(
+            "likewise_recall_check_seconds", "CPU time of the checks.", labels=["gallery", "shard"]
+        )
         for gallery in self._stats():
             name = gallery.gallery.spec.name
             for shard in gallery.shards:
                 number = str(shard.shard)
+                for one in shard.recall:
+                    where = [name, number, one.space, f"{one.max_share:g}"]
+                    recall.add_metric(where, one.recall)
+                    low.add_metric(where, one.low)
+                    high.add_metric(where, one.high)
+                    queries.add_metric(where, one.queries)
+                    if one.HasField("local_dimension"):
+                        hardness.add_metric(where, one.local_dimension)
+                spent.add_metric([name, number], shard.recall_seconds)
                 for state in ("live", "sealed", "fresh", "tombstones"):
                     items.add_metric([name, number, state], getattr(shard, state))
                 memory.add_metric([name, number], shard.memory_bytes)
                 version.add_metric([name, number], shard.version)
-        return [items, memory, version]
+        return [items, memory, version, recall, low, high, queries, hardness, spent]
 
 
 class MetricsEndpoint:

@@ -131,6 +131,7 @@ class Searcher:
             ef=query.looking.ef,
             nprobe=query.looking.nprobe,
             over_fetch=query.looking.over_fetch,
+            target_recall=query.looking.target_recall,
             excluded_ids=resolved.excluded_ids if left_out else (),
             excluded_content=resolved.excluded_content if left_out else None,
             attributes=query.attributes,

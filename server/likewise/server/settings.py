@@ -87,6 +87,12 @@ class Settings(BaseSettings):
     shard_queue: int = Field(
         default=4096, ge=1, le=1_000_000, description="Queries waiting for a shard before refusal."
     )
+    recall_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Time for checking the recall of live searches, as a share of the time they take; 0: never.",
+    )
 
     write_group_rows: int = Field(
         default=8192, ge=1, le=1_000_000, description="Rows from which a group commit takes no more."

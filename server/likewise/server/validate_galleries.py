@@ -9,6 +9,7 @@ from typing import Final
 from likewise.server import validate
 from likewise.server.errors import FailedPrecondition, InvalidRequest
 from likewise.server.protocols import Models
+from likewise.shards import gpu
 from likewise.shards import spec as specs
 from likewise.shards.index import validate_index
 from likewise.shards.spec import AttributeSpec, GallerySpec, IndexSpec, SpaceSpec
@@ -92,6 +93,7 @@ def changed_gallery(old: GallerySpec, message: pb.GallerySpec, paths: Sequence[s
 
 def check_index(index: IndexSpec, spaces: Sequence[SpaceSpec]) -> None:
     """Refuse a kind that FAISS cannot build at the spaces' dimensions, and numbers that the kind has no use for."""
+    gpu.check(index, field="spec.index.kind")
     for space in spaces:
         validate_index(index, space.dim, field="spec.index.kind")
     used = _NUMBERS.get(index.kind.lower(), _FACTORY_NUMBERS)

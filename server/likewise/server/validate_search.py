@@ -65,6 +65,7 @@ class Looking:
     ef: int | None = None
     nprobe: int | None = None
     over_fetch: float | None = None
+    target_recall: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +194,6 @@ def _cut(message: pb.Cutoff) -> Cut:
 
 
 def _looking(message: pb.SearchParams) -> Looking:
-    if message.HasField("target_recall"):
-        raise validate.later("params.target_recall", "a recall to aim at is")
     exact = message.exact if message.HasField("exact") else None
     ef = validate.within(message.ef, 1, 65_536, "params.ef") if message.HasField("ef") else None
     nprobe = validate.within(message.nprobe, 1, 65_536, "params.nprobe") if message.HasField("nprobe") else None
@@ -208,7 +207,17 @@ def _looking(message: pb.SearchParams) -> Looking:
                     f"params.{name} is {value:g}, but params.exact compares every item: give one of the two",
                     field=f"params.{name}",
                 )
-    return Looking(exact=exact, ef=ef, nprobe=nprobe, over_fetch=over_fetch)
+    target = None
+    if message.HasField("target_recall"):
+        target = validate.between(message.target_recall, 0, 1, "params.target_recall", open_low=True)
+        for name, value in (("exact", exact), ("ef", ef), ("nprobe", nprobe), ("over_fetch", over_fetch)):
+            if value is not None:
+                raise InvalidRequest(
+                    f"params.{name} is {value:g}, but params.target_recall leaves how hard to look to the server: "
+                    "give one of the two",
+                    field=f"params.{name}",
+                )
+    return Looking(exact=exact, ef=ef, nprobe=nprobe, over_fetch=over_fetch, target_recall=target)
 
 
 def _partial(message: pb.PartialPolicy) -> Partial:

@@ -7,16 +7,17 @@ preparing a change run in one executor, building an index in another, and neithe
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from likewise.shards import index
+from likewise.shards import gpu, index, memory
 from likewise.shards.cache import SealedCache
-from likewise.shards.protocols import Changes, Delta, HistoryGone, PartitionSource, Unavailable
+from likewise.shards.protocols import I64, Changes, Delta, HistoryGone, PartitionSource, Unavailable
 from likewise.shards.rows import LiveRows, Snapshot
 from likewise.shards.seal import SealedBlock, due, load, renumber, seal
 from likewise.shards.spec import GallerySpec
@@ -30,6 +31,21 @@ BEHIND_POLL_S: Final = (0.02, 1.0)
 """First and longest wait between looks at the store while a version asked for has not come, in seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptBlock:
+    """What of a sealed block goes to the cache; it holds nothing of the block before.
+
+    Attributes:
+        spec: What it was built for.
+        stamps: (rows,) of each position.
+        indexes: By space; None where its rows are only compared exactly.
+    """
+
+    spec: GallerySpec
+    stamps: I64
+    indexes: Mapping[str, index.SealedIndex | None]
+
+
 class Follower:
     """Keeps a partition at the store's newest version; use it from one event loop.
 
@@ -41,6 +57,8 @@ class Follower:
         builder: For index builds.
         cache: Folder of sealed indexes; None to keep none.
         poll_s: Look for commits this often besides what is pushed; None for never.
+        busy: Searches are running; asked from the builder's thread.
+        on_rows: Told of the newest rows whenever their slots were numbered anew, on the event loop.
     """
 
     def __init__(
@@ -53,6 +71,8 @@ class Follower:
         builder: Executor,
         cache: Path | None,
         poll_s: float | None,
+        busy: Callable[[], bool] = lambda: False,
+        on_rows: Callable[[Snapshot], None] = lambda snapshot: None,
     ) -> None:
         self.spec = spec
         self.partition: LiveRows | None = None
@@ -63,10 +83,14 @@ class Follower:
         self._builder = builder
         self._cache_folder = cache
         self._poll_s = poll_s
+        self._busy = busy
+        self._on_rows = on_rows
         self._changing = asyncio.Lock()
         self._moved = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._build: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._to_keep: KeptBlock | None = None
         self._poll: asyncio.Task[None] | None = None
         self._failed_at: tuple[object, int] | None = None
         self._closed = False
@@ -89,7 +113,8 @@ class Follower:
             self._poll.cancel()
         async with self._moved:
             self._moved.notify_all()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # a build that ends has its block kept by another task
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def update(self, spec: GallerySpec) -> None:
         """Take a changed index or new attributes; a new index is built in the background.
@@ -129,9 +154,9 @@ class Follower:
         return self.partition.snapshot.version if self.partition else 0
 
     async def settled(self) -> None:
-        """Wait until no build is running or due."""
-        while self._build is not None:
-            await asyncio.gather(self._build, return_exceptions=True)
+        """Wait until no build is running or due, and what was built is kept."""
+        while (task := self._build or self._keeping) is not None:
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _follow(self, poll_s: float) -> None:
         while not self._closed:
@@ -209,7 +234,12 @@ class Follower:
         def read() -> LiveRows:
             version = self._source.version()
             kept = {} if cache is None else {s.name: k for s in spec.spaces if (k := cache.load(s)) is not None}
-            return load(spec, map(self._own, self._source.load(version)), kept, version=version, after=after)
+
+            def rows(held: I64 | None) -> Iterator[pa.RecordBatch]:
+                loaded = self._source.load(version) if held is None else self._source.load(version, held=held)
+                return map(self._own, loaded)
+
+            return load(spec, rows, kept, version=version, after=after, folder=self._cache_folder)
 
         started = time.perf_counter()
         try:
@@ -220,6 +250,7 @@ class Follower:
             raise
         self.message = ""
         self.partition = partition
+        self._on_rows(partition.snapshot)
         log.info(
             "shard %d of %s serves version %d: %d rows, %d from a kept index, loaded in %.1f s",
             self._number,
@@ -239,37 +270,67 @@ class Follower:
     # Sealing
 
     def _consider_build(self) -> None:
-        if self.partition is None or self._build is not None or self._closed:
-            return
+        if self.partition is not None and self._build is None and self._due():
+            self._build = self._spawn(self._seal(self.partition, self.partition.snapshot, self.spec))
+
+    def _due(self) -> bool:
+        """Whether a build should begin."""
+        if self.partition is None or self._closed:
+            return False
         now = self.partition.snapshot
         if self._failed_at is not None:
             spec, live = self._failed_at
             if spec == self.spec.index and live <= 1.25 * now.live and now.live <= 1.25 * live:
-                return  # the same rows would fail the same way
-        if due(now, self.spec):
-            self._build = self._spawn(self._seal(self.partition, now, self.spec))
+                return False  # the same rows would fail the same way
+        return due(now, self.spec)
 
     async def _seal(self, partition: LiveRows, snapshot: Snapshot, spec: GallerySpec) -> None:
-        """Build a sealed block and put it in place."""
-        loop = asyncio.get_running_loop()
-
-        def replaced() -> bool:
-            return self._closed or self.partition is not partition
-
+        """Build a sealed block, put it in place and have it kept, unless another is about to take its place."""
+        placed: KeptBlock | None = None
+        live = snapshot.live
         try:
-            block = await loop.run_in_executor(self._builder, lambda: seal(snapshot, spec, stop=replaced))
-            if await self._place(partition, block, spec):
+            placed = await self._build_and_place(partition, snapshot, spec)
+            del partition, snapshot  # they hold the block before
+            if placed is not None:
                 self.message, self._failed_at = "", None
-                await loop.run_in_executor(self._builder, self._keep, block, spec)
+                if not self._due():
+                    await asyncio.get_running_loop().run_in_executor(self._builder, memory.give_back)
         except index.BuildStopped:
             log.debug("a build of shard %d of %s was stopped", self._number, spec.name)
         except Exception as error:
             log.exception("shard %d of %s could not build its index", self._number, spec.name)
             self.message = f"the last build failed: {error}"
-            self._failed_at = (spec.index, snapshot.live)
+            self._failed_at = (spec.index, live)
         finally:
             self._build = None
         self._consider_build()
+        # Writing a block takes as long as building half of one.
+        if placed is not None and self._build is None:
+            self._to_keep = placed
+            if self._keeping is None:
+                self._keeping = self._spawn(self._keep_newest())
+
+    async def _build_and_place(self, partition: LiveRows, snapshot: Snapshot, spec: GallerySpec) -> KeptBlock | None:
+        def replaced() -> bool:
+            return self._closed or self.partition is not partition
+
+        folder = self._cache_folder
+        block = await asyncio.get_running_loop().run_in_executor(
+            self._builder, lambda: seal(snapshot, spec, stop=replaced, busy=self._busy, folder=folder)
+        )
+        if not await self._place(partition, block, spec):
+            return None
+        indexes = {name: space.index for name, space in block.spaces.items()}
+        return KeptBlock(spec, block.source.stamps[block.slots], indexes)
+
+    async def _keep_newest(self) -> None:
+        """Write blocks to the cache until there is no newer one, beside searches and builds."""
+        try:
+            while (newest := self._to_keep) is not None:
+                self._to_keep = None
+                await asyncio.get_running_loop().run_in_executor(self._builder, self._keep, newest)
+        finally:
+            self._keeping = None
 
     async def _place(self, partition: LiveRows, block: SealedBlock, spec: GallerySpec) -> bool:
         """Swap a block in; False if the rows were numbered anew while it was built."""
@@ -278,22 +339,22 @@ class Follower:
             if self.partition is not partition or self._closed:
                 return False
             self.partition = await self._run(renumber, partition, block, spec)
+            self._on_rows(self.partition.snapshot)
             return True
 
-    def _keep(self, block: SealedBlock, spec: GallerySpec) -> None:
+    def _keep(self, block: KeptBlock) -> None:
         if self._cache_folder is None:
             return
-        cache = SealedCache(self._cache_folder, spec, self._number)
-        stamps = block.source.stamps[block.slots]
-        for space in spec.spaces:
-            built = block.spaces[space.name].index
+        cache = SealedCache(self._cache_folder, block.spec, self._number)
+        for space in block.spec.spaces:
+            built = block.indexes[space.name]
             try:
-                if built is None:
+                if built is None or built.recipe.factory in gpu.KINDS:  # a GPU builds faster than a disk reads
                     cache.discard(space)
                 else:
-                    cache.store(space, built, stamps)
+                    cache.store(space, built, block.stamps)
             except (OSError, RuntimeError) as error:
-                log.warning("the sealed index of shard %d of %s was not kept: %s", self._number, spec.name, error)
+                log.warning("the sealed index of shard %d of %s was not kept: %s", self._number, block.spec.name, error)
 
     def _own(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of this partition."""

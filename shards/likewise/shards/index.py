@@ -14,12 +14,16 @@ from typing import Any, BinaryIO, Final
 
 import faiss as _faiss
 import numpy as np
+import numpy.typing as npt
 
 from likewise.shards.planner import IndexTraits
 from likewise.shards.protocols import F32, I64
 from likewise.shards.spec import AUTO_HNSW_ROWS, IndexSpec, SpecError
 
 FLAT: Final = "flat"
+GPU_KINDS: Final = ("gpu-flat", "gpu-ivf", "gpu-cagra")
+"""What `likewise.shards.gpu` builds."""
+
 MIN_SEALED_ROWS: Final = 1_024
 """Rows below which no index is built: comparing all is faster than any of them."""
 
@@ -34,6 +38,8 @@ _TRAIN_ROWS_PER_LIST: Final = 64
 _TRAIN_ROWS_MIN: Final = 65_536
 _IO_BYTES: Final = 1 << 20
 _RETRAIN_GROWTH: Final = 2.0
+_THREADS: Final = int(faiss.omp_get_max_threads())
+"""What OpenMP may use: the cores there are, or fewer where the environment says so."""
 
 
 class BuildStopped(Exception):
@@ -102,11 +108,63 @@ class SealedIndex:
             nprobe=self.nprobe or default_nprobe(nlist),
         )
 
-    def search(self, queries: F32, depth: int, *, ef: int, nprobe: int) -> I64:
-        """(n, depth) positions of the nearest rows as the index sees them, best first, -1 in empty places."""
+    @property
+    def filters(self) -> bool:
+        """Whether `search` heeds its mask; otherwise what it finds has to be filtered."""
+        return False
+
+    def search(
+        self, queries: F32, depth: int, *, ef: int, nprobe: int, mask: npt.NDArray[np.bool_] | None = None
+    ) -> I64:
+        """(n, depth) positions of the nearest rows as the index sees them, best first, -1 in empty places.
+
+        Args:
+            queries: (n, d).
+            depth: Positions a query.
+            ef: HNSW's candidate list.
+            nprobe: IVF's lists visited.
+            mask: (rows,) rows that may be found, for an index that `filters`.
+        """
         parameters = _parameters(self.faiss_index, ef=ef, nprobe=nprobe)
         _, positions = self.faiss_index.search(np.ascontiguousarray(queries), depth, params=parameters)
         return np.asarray(positions)
+
+
+def nearest(vectors: F32, query: F32, depth: int, *, mask: npt.NDArray[np.bool_] | None = None) -> I64:
+    """Positions of the rows of (rows, dim) vectors nearest to a (dim,) query by plain comparison, best first.
+
+    Without BLAS, on as many threads as OpenMP has for the calling one.
+
+    Args:
+        vectors: C-contiguous.
+        query: One.
+        depth: Positions wanted; at most as many as there are rows to choose from.
+        mask: (rows,) which rows may be named; None for all.
+    """
+    scores, positions = np.empty(depth, dtype=np.float32), np.empty(depth, dtype=np.int64)
+    bits = None if mask is None else np.packbits(mask, bitorder="little")
+    selector = None if bits is None else faiss.IDSelectorBitmap(bits)
+    rows, dim = vectors.shape
+    query, vectors = np.ascontiguousarray(query), np.ascontiguousarray(vectors)  # named: they have to outlive the call
+    faiss.knn_inner_product(
+        faiss.swig_ptr(query),
+        faiss.swig_ptr(vectors),
+        dim,
+        1,
+        rows,
+        depth,
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(positions),
+        selector,
+    )
+    return positions[positions >= 0]
+
+
+def lowest_thread_priority() -> None:
+    """Make the calling thread run when nobody else wants to, and FAISS use no other one for it."""
+    faiss.omp_set_num_threads(1)
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def recipe(spec: IndexSpec, rows: int) -> Recipe:
@@ -114,6 +172,8 @@ def recipe(spec: IndexSpec, rows: int) -> Recipe:
     kind = spec.kind.lower()
     if rows < MIN_SEALED_ROWS or kind == FLAT or (kind == "auto" and rows < AUTO_HNSW_ROWS):
         return Recipe(FLAT)
+    if kind in GPU_KINDS:
+        return Recipe(kind)
     ef_construction = spec.ef_construction or DEFAULT_EF_CONSTRUCTION
     if kind in ("auto", "hnsw"):
         return Recipe(f"HNSW{spec.m or DEFAULT_M},Flat", ef_construction)
@@ -152,7 +212,7 @@ def validate_index(spec: IndexSpec, dim: int, *, field: str = "spec.index.kind")
     Raises:
         SpecError: With FAISS's reason.
     """
-    if spec.kind.lower() in ("auto", FLAT, "hnsw", "ivf"):
+    if spec.kind.lower() in ("auto", FLAT, "hnsw", "ivf", *GPU_KINDS):
         return
     if "IDMap" in spec.kind:
         raise SpecError(field, f"{spec.kind!r} maps ids, which the shard does itself; leave IDMap out")
@@ -177,6 +237,7 @@ def build(
     gather: Callable[[I64], F32],
     base: SealedIndex | None = None,
     stop: Callable[[], bool] = lambda: False,
+    busy: Callable[[], bool] = lambda: False,
 ) -> SealedIndex:
     """Build an index over positions 0 to rows - 1.
 
@@ -188,6 +249,7 @@ def build(
         gather: (m, dim) vectors of positions, asked for in pieces, so that no second copy of all of them is made.
         base: An index of the same recipe over the first positions: copied and added to.
         stop: Looked at between pieces.
+        busy: Likewise; while true, half of the cores are left to others.
 
     Raises:
         BuildStopped: If `stop()` was true.
@@ -201,10 +263,13 @@ def build(
         if isinstance(core, faiss.IndexHNSW) and wanted.ef_construction:
             core.hnsw.efConstruction = wanted.ef_construction
         if not index.is_trained:
-            index.train(np.ascontiguousarray(gather(_training_positions(rows, core))))
+            _take_cores(busy())
+            nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
+            index.train(np.ascontiguousarray(gather(training_positions(rows, nlist))))
     for start in range(int(index.ntotal), rows, _ADD_ROWS):
         if stop():
             raise BuildStopped
+        _take_cores(busy())
         index.add(np.ascontiguousarray(gather(np.arange(start, min(start + _ADD_ROWS, rows)))))
     return adopt(index, wanted, spec, trained_rows=trained_rows)
 
@@ -214,6 +279,7 @@ def extendable(index: SealedIndex | None, wanted: Recipe, *, rows: int, dead: in
     return (
         index is not None
         and index.recipe == wanted
+        and wanted.factory not in GPU_KINDS
         and dead <= index.rows // 8
         and rows <= _RETRAIN_GROWTH * index.trained_rows * (1 if _needs_training(index) else math.inf)
     )
@@ -250,9 +316,13 @@ def read(file: BinaryIO) -> Any:
 
 def lower_thread_priority() -> None:
     """Make the calling thread, and the OpenMP team it will start, give way to searches."""
-    faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def _take_cores(busy: bool) -> None:
+    """Set how many threads FAISS starts for the calling one: all, or half while somebody searches."""
+    faiss.omp_set_num_threads(max(1, _THREADS // 2) if busy else _THREADS)
 
 
 def _core(index: Any) -> Any:
@@ -297,9 +367,8 @@ def _needs_training(index: SealedIndex) -> bool:
     return not isinstance(core, faiss.IndexHNSWFlat | faiss.IndexFlat)
 
 
-def _training_positions(rows: int, core: Any) -> I64:
+def training_positions(rows: int, nlist: int) -> I64:
     """A sample large enough for the lists; always the same one, so that a build can be repeated."""
-    nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
     wanted = max(_TRAIN_ROWS_MIN, _TRAIN_ROWS_PER_LIST * nlist)
     if rows <= wanted:
         return np.arange(rows)

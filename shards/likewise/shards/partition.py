@@ -5,15 +5,18 @@ from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from likewise.shards import layout
 from likewise.shards.failures import is_missing, told_apart
 from likewise.shards.gallery_store import GalleryStore
-from likewise.shards.protocols import Changes, HistoryGone, ShardError
+from likewise.shards.protocols import I64, Changes, HistoryGone, ShardError
 
 BATCH_BYTES: Final = 16 << 20
 """Rows are read in batches of about this size."""
+
+_LIGHT_ROWS: Final = 65_536
 
 
 class Partition:
@@ -35,14 +38,23 @@ class Partition:
         """The newest committed store version."""
         return self._gallery.newest_version()
 
-    def load(self, version: int) -> Iterator[pa.RecordBatch]:
+    def load(self, version: int, *, held: I64 | None = None) -> Iterator[pa.RecordBatch]:
         """All rows of the partition at a version, in the store's schema, in batches of about 16 MiB.
+
+        Vectors of the rows in `held` are not read: the rest of a row is some 50 bytes.
+
+        Args:
+            version: Of the store.
+            held: See `PartitionSource.load`.
 
         Raises:
             HistoryGone: If the version has been cleaned up, before or while it is read.
             StoreFailure: If it cannot be read.
         """
-        yield from self._read(version, "")
+        if held is None:
+            yield from self._read(version, "")
+        else:
+            yield from self._read_beside(version, held)
 
     def count(self, version: int) -> int:
         """Rows of the partition at a version.
@@ -91,6 +103,36 @@ class Partition:
                 if batch.num_rows:
                     yield layout.conform(batch, schema)
 
+    def _read_beside(self, version: int, held: I64) -> Iterator[pa.RecordBatch]:
+        """Rows without vectors where they are in `held`, the others whole."""
+        dataset = self._gallery.checkout(version)
+        schema = layout.store_schema(self._gallery.spec)
+        light = pa.schema([field for field in schema if not field.name.startswith("vector_")])
+        have = set(dataset.schema.names)
+        missing: list[I64] = []
+        with told_apart("reading the store"), _gone_is_history(version):
+            scanner = dataset.scanner(
+                columns=[name for name in light.names if name in have],
+                filter=self._predicate() or None,
+                batch_size=_LIGHT_ROWS,
+                with_row_id=True,
+            )
+            for batch in scanner.to_batches():
+                new = ~_among(batch.column("stamp").to_numpy(), held)
+                missing.append(batch.column("_rowid").to_numpy()[new])
+                kept = batch.filter(pa.array(~new)) if new.any() else batch
+                if kept.num_rows:
+                    yield layout.conform(kept, light)
+            rows = np.concatenate(missing) if missing else np.zeros(0, dtype=np.int64)
+            step = max(64, BATCH_BYTES // layout.row_bytes(self._gallery.spec))
+            for start in range(0, len(rows), step):
+                # By row id, which a snapshot of the dataset resolves for itself, whatever was compacted since.
+                taken = dataset._take_rows(
+                    rows[start : start + step].tolist(), columns=[name for name in schema.names if name in have]
+                )
+                for batch in taken.combine_chunks().to_batches():
+                    yield layout.conform(batch, schema)
+
     def _retired(self, since: int, until: int) -> list[str]:
         """Ids at `since` of the partition's rows that are no longer there at `until`: deleted or replaced."""
         with told_apart("reading the store"), _gone_is_history(since):
@@ -109,6 +151,15 @@ class Partition:
 
     def _predicate(self) -> str:
         return "" if self._shards == 1 else f"shard_hash % {self._shards} = {self._shard}"
+
+
+def _among(values: I64, ascending: I64) -> npt.NDArray[np.bool_]:
+    """Which values are in a long sorted array; numpy.isin would sort all of that anew for every batch."""
+    if not len(ascending):
+        return np.zeros(len(values), dtype=bool)
+    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    found: npt.NDArray[np.bool_] = ascending[at] == values
+    return found
 
 
 @contextmanager

@@ -49,6 +49,7 @@ class IndexTraits:
         ef: The gallery's own candidate list of HNSW, 0 for one that follows from what is asked.
         nlist: Lists of IVF, else 0.
         nprobe: Default lists visited of IVF, else 0.
+        filters: Finds only rows that a filter lets through, so that no more has to be asked for.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class IndexTraits:
     ef: int = 0
     nlist: int = 0
     nprobe: int = 0
+    filters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def choose(demand: Demand, index: IndexTraits | None, *, exact_rows: int = EXACT
 def _approximate(demand: Demand, index: IndexTraits) -> Choice:
     over_fetch = demand.over_fetch or (LOSSY_OVER_FETCH if index.lossy else DEFAULT_OVER_FETCH)
     wanted = min(max(math.ceil(demand.k * over_fetch), demand.k + 4), demand.sealed_allowed)
-    share = demand.sealed_allowed / index.rows
+    share = 1.0 if index.filters else demand.sealed_allowed / index.rows
     depth = wanted if share == 1.0 else math.ceil(wanted / share * SLACK)
     depth = min(depth, index.rows)
     kind = pb.PLAN_KIND_ANN_FILTERED if demand.filtered else pb.PLAN_KIND_ANN

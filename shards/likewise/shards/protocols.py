@@ -62,6 +62,7 @@ class SearchOptions:
         ef: HNSW candidate list, None for the gallery's default.
         nprobe: IVF lists visited, None for the gallery's default.
         over_fetch: Candidates re-scored as a multiple of k, None for the planner's choice.
+        target_recall: Recall@k to expect; the shard chooses how hard to look. Not together with the four before.
         excluded_ids: Ids never to be hits.
         excluded_content: Content digest never to be a hit (the exact copies of a reference), None for none.
         attributes: Names to bring with the hits.
@@ -76,6 +77,7 @@ class SearchOptions:
     ef: int | None = None
     nprobe: int | None = None
     over_fetch: float | None = None
+    target_recall: float | None = None
     excluded_ids: tuple[str, ...] = ()
     excluded_content: int | None = None
     attributes: tuple[str, ...] = ()
@@ -267,8 +269,14 @@ class PartitionSource(Protocol):
         """The newest committed store version."""
         ...
 
-    def load(self, version: int) -> Iterator[pa.RecordBatch]:
-        """All rows of the partition at a version, in the store's schema, in batches."""
+    def load(self, version: int, *, held: I64 | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows of the partition at a version, in the store's schema, in batches.
+
+        Args:
+            version: Of the store.
+            held: Stamps, ascending, of the rows whose vectors the reader has already: those may come in batches of
+                their own that lack the vectors' columns.
+        """
         ...
 
     def changes(self, since: int, until: int) -> Changes:

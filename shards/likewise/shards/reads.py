@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from likewise.shards import attributes, index
 from likewise.shards.protocols import I64, Rows
+from likewise.shards.raw_vectors import is_mapped
 from likewise.shards.rows import Mask, Snapshot
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import gallery_service_pb2 as pb
@@ -66,12 +67,12 @@ def stats(snapshot: Snapshot, spec: GallerySpec, *, shard: int) -> pb.ShardStats
 
 
 def memory_bytes(snapshot: Snapshot) -> int:
-    """Estimate of what the arrays take; ids and what Python adds to them are not counted."""
+    """Estimate of what the arrays take; ids, what Python adds to them, and vectors mapped from disk are not counted."""
     total = int(snapshot.table.nbytes) + snapshot.content.nbytes + snapshot.stamps.nbytes + snapshot.alive.nbytes
     for space in snapshot.spaces.values():
         total += space.fresh.nbytes + space.norms.nbytes
         if space.index is None or space.index.vectors is None:
-            total += space.sealed.nbytes
+            total += 0 if is_mapped(space.sealed) else space.sealed.nbytes
         if space.index is not None:
             total += space.index.memory_bytes
     return total

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from likewise.shards import attributes, index
+from likewise.shards import attributes, gpu, index, raw_vectors
 from likewise.shards.cache import CachedIndex
 from likewise.shards.index import BuildStopped, SealedIndex
 from likewise.shards.protocols import F32, I64
@@ -17,6 +18,8 @@ from likewise.shards.spec import GallerySpec
 
 FRESH_ROWS: Final = 1_024
 """Fresh rows, or dead sealed ones, that are never worth a new seal."""
+
+_COPY_ROWS: Final = 4_096
 
 FRESH_SHARE: Final = 0.1
 DEAD_SHARE: Final = 0.125
@@ -54,12 +57,27 @@ def due(snapshot: Snapshot, spec: GallerySpec) -> bool:
     return not all(index.serves(space.index, spec.index, snapshot.live) for space in snapshot.spaces.values())
 
 
-def seal(snapshot: Snapshot, spec: GallerySpec, *, stop: Callable[[], bool] = lambda: False) -> SealedBlock:
+def seal(
+    snapshot: Snapshot,
+    spec: GallerySpec,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    busy: Callable[[], bool] = lambda: False,
+    folder: Path | None = None,
+) -> SealedBlock:
     """Build a sealed block of a snapshot's live rows; long, and for a thread of its own.
+
+    Args:
+        snapshot: The rows.
+        spec: The gallery.
+        stop: Gives the build up.
+        busy: Searches are running, so that the build should leave them some cores.
+        folder: Where raw vectors beside compressed ones lie; None to hold them in memory.
 
     Raises:
         BuildStopped: If `stop()` was true.
         RuntimeError: FAISS's reason.
+        OSError: If the disk refuses.
     """
     wanted = index.recipe(spec.index, snapshot.live)
     dead = snapshot.sealed - snapshot.sealed_live
@@ -76,24 +94,39 @@ def seal(snapshot: Snapshot, spec: GallerySpec, *, stop: Callable[[], bool] = la
         space = snapshot.spaces[described.name]
         if stop():
             raise BuildStopped
-        built = None
+        built: SealedIndex | None = None
         if wanted.factory != index.FLAT:
 
             def gather(positions: I64, space: SpaceRows = space) -> F32:
                 return space.vectors(slots[positions])
 
-            built = index.build(
-                len(slots),
-                described.dim,
-                wanted,
-                spec.index,
-                gather=gather,
-                base=space.index if extend else None,
-                stop=stop,
-            )
-        own = built.vectors if built is not None else None
-        spaces[described.name] = SealedSpace(space.vectors(slots) if own is None else own, built)
+            if wanted.factory in gpu.KINDS:
+                built = gpu.build(len(slots), described.dim, wanted, spec.index, gather=gather, stop=stop)
+            else:
+                built = index.build(
+                    len(slots),
+                    described.dim,
+                    wanted,
+                    spec.index,
+                    gather=gather,
+                    base=space.index if extend else None,
+                    stop=stop,
+                    busy=busy,
+                )
+        if built is None:
+            vectors = space.vectors(slots)
+        else:
+            vectors = _raw(space, slots, folder) if built.vectors is None else built.vectors
+        spaces[described.name] = SealedSpace(vectors, built)
     return SealedBlock(snapshot, slots, spaces)
+
+
+def _raw(space: SpaceRows, slots: I64, folder: Path | None) -> F32:
+    vectors = raw_vectors.allocate(len(slots), space.sealed.shape[1], folder)
+    for start in range(0, len(slots), _COPY_ROWS):
+        piece = slice(start, start + _COPY_ROWS)
+        vectors[piece] = space.vectors(slots[piece])
+    return raw_vectors.settle(vectors)
 
 
 def renumber(partition: LiveRows, block: SealedBlock, spec: GallerySpec) -> LiveRows:
@@ -133,11 +166,12 @@ def renumber(partition: LiveRows, block: SealedBlock, spec: GallerySpec) -> Live
 
 def load(
     spec: GallerySpec,
-    batches: Iterable[pa.RecordBatch],
+    read: Callable[[I64 | None], Iterable[pa.RecordBatch]],
     cached: Mapping[str, CachedIndex],
     *,
     version: int,
     after: Snapshot | None = None,
+    folder: Path | None = None,
 ) -> LiveRows:
     """A partition from the store's rows and whatever sealed indexes were kept.
 
@@ -146,17 +180,18 @@ def load(
 
     Args:
         spec: The gallery.
-        batches: All rows, in the store's schema.
+        read: All rows, in the store's schema; given the stamps, ascending, whose vectors are here already.
         cached: Kept indexes by space.
         version: Store version of the rows.
         after: The snapshot that this one replaces, if any.
+        folder: As for `seal`.
     """
     reference = next((kept.stamps for kept in cached.values()), None)
     kept = {
         name: k.index for name, k in cached.items() if reference is not None and np.array_equal(k.stamps, reference)
     }
-    rows = _Arrivals(spec, reference, kept)
-    for batch in batches:
+    rows = _Arrivals(spec, reference, kept, folder)
+    for batch in read(rows.held()):
         rows.add(batch)
     return rows.partition(version, after)
 
@@ -164,8 +199,11 @@ def load(
 class _Arrivals:
     """Rows in the order they arrive, on the way to their slots."""
 
-    def __init__(self, spec: GallerySpec, reference: I64 | None, kept: Mapping[str, SealedIndex]) -> None:
+    def __init__(
+        self, spec: GallerySpec, reference: I64 | None, kept: Mapping[str, SealedIndex], folder: Path | None
+    ) -> None:
         self._spec = spec
+        self._folder = folder
         self._schema = attributes.table_schema(spec.attributes)
         self._kept = kept
         self._positions = 0 if reference is None else len(reference)
@@ -176,6 +214,10 @@ class _Arrivals:
         self._columns: dict[str, list[npt.NDArray[Any]]] = {}
         # Where each row's vector goes: in the sealed block when it is given one to fill, else behind it.
         self._vectors: dict[str, list[F32]] = {space.name: [] for space in spec.spaces}
+
+    def held(self) -> I64 | None:
+        """Stamps, ascending, of the rows that need no vectors; None where there are no such rows."""
+        return self._sorted if all(self._holds(space.name) for space in self._spec.spaces) else None
 
     def add(self, batch: pa.RecordBatch) -> None:
         if batch.num_rows == 0:
@@ -189,6 +231,8 @@ class _Arrivals:
         self._keep("content", numbers(batch, "content", np.int64))
         for space in self._spec.spaces:
             self._keep(f"norm_{space.name}", numbers(batch, f"norm_{space.name}", np.float32))
+            if f"vector_{space.name}" not in batch.schema.names:  # all of them are held
+                continue
             vectors = vector_column(batch, space.name, space.dim)
             self._vectors[space.name].append(vectors[found < 0] if self._holds(space.name) else vectors)
 
@@ -246,10 +290,13 @@ class _Arrivals:
         kept = self._kept.get(name)
         norms = _scatter(self._column(f"norm_{name}", np.float32), slots, size)
         if kept is not None and kept.vectors is not None:
-            fresh = _drain(self._vectors[name], np.arange(size - sealed), size - sealed, dim)
+            fresh = _drain(self._vectors[name], np.arange(size - sealed), np.zeros((size - sealed, dim), np.float32))
             return SpaceRows(sealed=kept.vectors, fresh=fresh, norms=norms, index=kept)
-        everything = _drain(self._vectors[name], slots, size, dim)
+        room = raw_vectors.allocate(size, dim, self._folder if kept is not None else None)
+        everything = _drain(self._vectors[name], slots, room)
         fresh = everything[sealed:].copy()
+        if kept is not None:
+            raw_vectors.settle(everything)
         return SpaceRows(sealed=everything[:sealed], fresh=fresh, norms=norms, index=kept)
 
 
@@ -259,13 +306,12 @@ def _scatter(values: npt.NDArray[Any], slots: I64, size: int) -> npt.NDArray[Any
     return result
 
 
-def _drain(pieces: list[F32], slots: I64, size: int, dim: int) -> F32:
-    """(size, dim) rows at their slots; the pieces are let go one by one, so that two copies never exist."""
-    result = np.zeros((size, dim), dtype=np.float32)
+def _drain(pieces: list[F32], slots: I64, room: F32) -> F32:
+    """`room` with the rows at their slots; the pieces are let go one by one, so that two copies never exist."""
     pieces.reverse()
     start = 0
     while pieces:
         piece = pieces.pop()
-        result[slots[start : start + len(piece)]] = piece
+        room[slots[start : start + len(piece)]] = piece
         start += len(piece)
-    return result
+    return room

@@ -184,7 +184,8 @@ class _Searcher:
             raise AssertionError("an approximate plan without an index. This is a bug.")
         if self._stop():
             raise Abandoned
-        positions = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe)
+        mask = allowed.mask[: self._snapshot.sealed] if index.filters else None
+        positions = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
         kept = (positions >= 0) & allowed.mask[positions]
         short = np.count_nonzero(kept, axis=1) < min(k, allowed.sealed)
         kept &= np.cumsum(kept, axis=1) <= choice.candidates

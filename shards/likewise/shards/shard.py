@@ -6,6 +6,8 @@ any time: the store has the rows, and the cache folder saves building the index 
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,6 +30,8 @@ from likewise.shards.protocols import (
     ShardHits,
     UnknownAttribute,
 )
+from likewise.shards.recall_guard import SHARE, RecallGuard, guard_executor
+from likewise.shards.rows import Snapshot
 from likewise.shards.search import BatchKey, Found, Request, answer, batch_key
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import gallery_service_pb2 as pb
@@ -36,6 +40,9 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+
+BUSY_S: Final = 1.0
+"""A shard counts as searched for so long after a batch, in seconds: about a piece of a build."""
 
 INLINE_ROWS: Final = 64
 """Rows fetched without going to a thread: copying them is cheaper than the hop."""
@@ -51,6 +58,7 @@ class ShardLimits:
         filter_cache_bytes: Bitmaps kept.
         exact_rows: Filtered rows up to which comparing all is preferred to the index.
         poll_s: Look for commits at the store this often besides what is pushed; None for never.
+        recall_share: Time for checking recall as a share of the time of searches; 0 for no checks.
     """
 
     max_batch: int = MAX_BATCH
@@ -58,6 +66,7 @@ class ShardLimits:
     filter_cache_bytes: int = MAX_BYTES
     exact_rows: int = planner.EXACT_ROWS
     poll_s: float | None = None
+    recall_share: float = SHARE
 
 
 def build_executor(workers: int = 1) -> ThreadPoolExecutor:
@@ -75,6 +84,7 @@ class Shard:
         executor: For searches; its own two threads when None. Not shut down when given.
         reader: For store reads and preparing changes; `executor` when None. Not shut down.
         builder: For index builds, see `build_executor`; its own thread when None. Not shut down when given.
+        checker: For checks of recall, see `guard_executor`; its own thread when None. Not shut down when given.
         cache: Folder of sealed indexes; None to keep none.
         limits: Bounds.
         on_batch: Told about every batch of searches, on the event loop.
@@ -89,6 +99,7 @@ class Shard:
         executor: Executor | None = None,
         reader: Executor | None = None,
         builder: Executor | None = None,
+        checker: Executor | None = None,
         cache: Path | None = None,
         limits: ShardLimits = ShardLimits(),
         on_batch: Callable[[ShardBatch], None] | None = None,
@@ -106,8 +117,18 @@ class Shard:
             builder=builder or self._keep_open(build_executor()),
             cache=cache,
             poll_s=limits.poll_s,
+            busy=self._is_searched,
+            on_rows=lambda snapshot: self._guard.moved(snapshot),
+        )
+        self._guard = RecallGuard(
+            self._newest,
+            lambda snapshot, filter: self._masks.allowed(snapshot, filter),
+            target=spec.index.target_recall,
+            executor=checker or self._keep_open(guard_executor()),
+            share=limits.recall_share,
         )
         self._limits = limits
+        self._searched_s = -math.inf
         self._masks = FilterCache(spec.attributes, max_bytes=limits.filter_cache_bytes)
         self._batcher: Batcher[BatchKey, Request, Found] = Batcher(
             self._answer,
@@ -131,6 +152,7 @@ class Shard:
     async def close(self) -> None:
         """Refuse new calls, stop the build, and wait for what runs."""
         await self._batcher.close()
+        await self._guard.close()
         await self._follower.close()
         for executor in self._owned:
             executor.shutdown(wait=False)
@@ -142,12 +164,17 @@ class Shard:
             ValueError: If anything changed that makes it another partition.
         """
         await self._follower.update(spec)
+        self._guard.target = spec.index.target_recall
         # After the rows: bitmaps of a new attribute need its column (see _answer).
         self._masks = FilterCache(spec.attributes, max_bytes=self._limits.filter_cache_bytes)
 
     async def settled(self) -> None:
         """Wait until no build is running or due."""
         await self._follower.settled()
+
+    async def checked(self) -> None:
+        """Wait until recall has been checked as far as it may be; long on a busy machine, whose last thread it has."""
+        await self._guard.settled()
 
     @property
     def version(self) -> int:
@@ -173,9 +200,11 @@ class Shard:
         await self._follower.reach(options.min_version)
         if not options.space:
             options = replace(options, space=self._follower.spec.spaces[0].name)
+        options = self._guard.resolve(options)
         request = Request(np.ascontiguousarray(queries, dtype=np.float32), options)
         timed = await self._batcher.submit(batch_key(options), request, queries=len(queries))
         found = timed.result
+        self._guard.sample(request.queries[0], options, found.plan)
         return ShardHits(
             ids=found.ids,
             scores=found.scores,
@@ -245,6 +274,8 @@ class Shard:
             state = pb.INDEX_STATE_FAILED if follower.message else pb.INDEX_STATE_LOADING
             return pb.ShardStats(shard=self._number, state=state, message=follower.message)
         stats = reads.stats(follower.partition.snapshot, follower.spec, shard=self._number)
+        stats.recall.extend(self._guard.report([space.name for space in follower.spec.spaces]))
+        stats.recall_seconds = self._guard.spent_s
         stats.state = pb.INDEX_STATE_BUILDING if follower.building else state
         stats.message = follower.message
         return stats
@@ -252,10 +283,11 @@ class Shard:
     # Parts
 
     def _answer(self, key: BatchKey, requests: Sequence[Request], stop: Callable[[], bool]) -> Sequence[Found]:
+        started = self._searched_s = time.monotonic()
         masks, partition = self._masks, self._follower.partition  # in this order, see update
         if partition is None:
             raise AssertionError("a search before the load. This is a bug.")
-        return answer(
+        found = answer(
             partition.snapshot,
             key,
             requests,
@@ -264,6 +296,15 @@ class Shard:
             exact_rows=self._limits.exact_rows,
             stop=stop,
         )
+        self._guard.earn(time.monotonic() - started)
+        return found
+
+    def _newest(self) -> Snapshot | None:
+        partition = self._follower.partition
+        return partition.snapshot if partition is not None else None
+
+    def _is_searched(self) -> bool:
+        return time.monotonic() - self._searched_s < BUSY_S
 
     def _check(self, space: str, names: Sequence[str]) -> None:
         try:

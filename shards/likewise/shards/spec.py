@@ -76,6 +76,7 @@ class IndexSpec:
     ef: int | None = None
     nlist: int | None = None
     nprobe: int | None = None
+    target_recall: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,7 @@ def index_from_message(message: gallery_service_pb2.IndexSpec) -> IndexSpec:
     return IndexSpec(kind=message.kind or "auto", **given)
 
 
-_INDEX_NUMBERS: Final = ("m", "ef_construction", "ef", "nlist", "nprobe")
+_INDEX_NUMBERS: Final = ("m", "ef_construction", "ef", "nlist", "nprobe", "target_recall")
 
 _INDEX_LIMITS: Final = {
     "m": (4, 128),
@@ -254,6 +255,11 @@ def validate(spec: GallerySpec) -> GallerySpec:
     for name, (low, high) in _INDEX_LIMITS.items():
         if (value := getattr(spec.index, name)) is not None:
             _within(f"spec.index.{name}", value, low, high)
+    target = spec.index.target_recall
+    if target is not None and not 0 < target <= 1:  # NaN neither
+        raise SpecError("spec.index.target_recall", f"must be in (0, 1], got {target:g}")
+    if target is not None and (spec.index.ef is not None or spec.index.nprobe is not None):
+        raise SpecError("spec.index.target_recall", "takes the place of ef and nprobe: give one or the other")
     return spec
 
 

@@ -9,7 +9,7 @@ from likewise.client import AsyncClient, AsyncGallery, Client, Gallery, Likewise
 
 PUBLIC = [
     *("AsyncClient", "AsyncGallery", "Client", "Export", "Gallery", "Snapshot", "UpsertResult", "VersionToken"),
-    *("Condition", "Examples", "F", "Filter", "Query", "Reference", "parse_filter"),
+    *("Condition", "Examples", "F", "Filter", "Query", "RecallEstimate", "Reference", "parse_filter"),
     *("Composition", "Coverage", "Degradation", "Explanation", "Hit", "Hits", "ItemExplanation", "ModelRef", "Notice"),
     *("Plan", "ShardPlan", "Timing"),
     *("GalleryInfo", "GalleryStats", "Health", "IndexSpec", "Item", "Items", "Model", "Promotion", "ShardStats"),

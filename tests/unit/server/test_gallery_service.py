@@ -80,6 +80,18 @@ async def test_a_gallery_of_images_gets_its_space_from_the_models() -> None:
             {"index": pb.IndexSpec(kind="hnsw", nlist=16)}, "INVALID_ARGUMENT", "spec.index.nlist", id="nlist of HNSW"
         ),
         pytest.param({"index": pb.IndexSpec(kind="hnsw", m=3)}, "INVALID_ARGUMENT", "spec.index.m", id="m too small"),
+        pytest.param(
+            {"index": pb.IndexSpec(target_recall=1.5)},
+            "INVALID_ARGUMENT",
+            "spec.index.target_recall",
+            id="recall over 1",
+        ),
+        pytest.param(
+            {"index": pb.IndexSpec(target_recall=0.9, ef=64)},
+            "INVALID_ARGUMENT",
+            "spec.index.target_recall",
+            id="recall and ef",
+        ),
     ],
 )
 async def test_a_wrong_description_is_refused_with_its_field(

@@ -4,6 +4,7 @@ import asyncio
 import urllib.request
 
 import pytest
+from prometheus_client import generate_latest
 from tests.unit.server.fakes import FakeGalleries, fake_server
 from tests.unit.server.stubs import by_vector, connected, equals, shop, vectors
 
@@ -76,3 +77,22 @@ def _get(url: str) -> str:
     with urllib.request.urlopen(url) as response:
         text: str = response.read().decode()
     return text
+
+
+async def test_a_scrape_shows_the_recall_of_shards_and_how_sure_it_is() -> None:
+    metrics = Metrics(version="1")
+    stats = gallery_service_pb2.GalleryServiceStatsResponse()
+    stats.gallery.spec.name = "shop"
+    shard = stats.shards.add(shard=1, recall_seconds=2.5)
+    shard.recall.add(space="default", max_share=1, queries=64, recall=0.96, low=0.88, high=0.99, local_dimension=17.5)
+    shard.recall.add(space="default", max_share=0.3, queries=9, recall=0.5, low=0.2, high=0.8)
+    metrics.watch_galleries(lambda: [stats])
+
+    text = generate_latest(metrics.registry).decode()
+
+    where = 'gallery="shop",shard="1"'
+    assert f'likewise_recall_ratio{{{where},share="1",space="default"}} 0.96' in text
+    assert f'likewise_recall_low_ratio{{{where},share="0.3",space="default"}} 0.2' in text
+    assert f'likewise_recall_local_dimension{{{where},share="1",space="default"}} 17.5' in text
+    assert f'likewise_recall_local_dimension{{{where},share="0.3"' not in text
+    assert f"likewise_recall_check_seconds_total{{{where}}} 2.5" in text

@@ -120,7 +120,16 @@ def _request(**fields: object) -> pb.SearchRequest:
             {"params": pb.SearchParams(exact=True, ef=64)}, InvalidRequest, "params.ef", id="ef of an exact search"
         ),
         pytest.param(
-            {"params": pb.SearchParams(target_recall=0.9)}, Unimplemented, "params.target_recall", id="target recall"
+            {"params": pb.SearchParams(target_recall=1.5)}, InvalidRequest, "params.target_recall", id="target recall"
+        ),
+        pytest.param(
+            {"params": pb.SearchParams(target_recall=0.0)}, InvalidRequest, "params.target_recall", id="no recall"
+        ),
+        pytest.param(
+            {"params": pb.SearchParams(target_recall=0.9, ef=64)}, InvalidRequest, "params.ef", id="recall and ef"
+        ),
+        pytest.param(
+            {"params": pb.SearchParams(target_recall=0.9, exact=False)}, InvalidRequest, "params.exact", id="and exact"
         ),
         pytest.param({"mask": pb.ResultMask(explanation=True)}, Unimplemented, "mask.explanation", id="explanation"),
         pytest.param(

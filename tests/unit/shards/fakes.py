@@ -129,16 +129,25 @@ class MemorySource:
     shard: int
     loads: int = 0
     reads: int = 0
+    vectors_read: int = 0  # after a load that held some
 
     def version(self) -> int:
         return self.store.version
 
-    def load(self, version: int) -> Iterator[pa.RecordBatch]:
+    def load(self, version: int, *, held: npt.NDArray[np.int64] | None = None) -> Iterator[pa.RecordBatch]:
         assert version == self.store.version
         self.loads += 1
         mine = [row for item_id, row in self.store.rows.items() if self._mine(item_id)]
         for start in range(0, len(mine), 1_000):
-            yield _joined(mine[start : start + 1_000])
+            batch = _joined(mine[start : start + 1_000])
+            if held is None:
+                yield batch
+                continue
+            known = np.isin(batch.column("stamp").to_numpy(), held)
+            light = [name for name in batch.schema.names if not name.startswith("vector_")]
+            yield batch.filter(pa.array(known)).select(light)
+            self.vectors_read += int(np.count_nonzero(~known))
+            yield batch.filter(pa.array(~known))
 
     def changes(self, since: int, until: int) -> Changes:
         self.reads += 1

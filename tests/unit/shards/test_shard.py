@@ -15,6 +15,7 @@ from tests.unit.shards.fakes import MemorySource, MemoryStore, arrow_rows, galle
 
 from likewise.shards.filter import InvalidFilter, filter_key
 from likewise.shards.protocols import (
+    I64,
     Delta,
     DeltaSink,
     SearchOptions,
@@ -250,7 +251,7 @@ async def test_a_store_that_cannot_be_read_leaves_a_failed_shard_that_may_try_ag
     class Failing(MemorySource):
         broken = True
 
-        def load(self, version: int) -> Iterator[pa.RecordBatch]:
+        def load(self, version: int, *, held: I64 | None = None) -> Iterator[pa.RecordBatch]:
             if self.broken:
                 raise OSError("the disk is gone")
             return super().load(version)

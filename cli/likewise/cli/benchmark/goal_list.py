@@ -194,14 +194,16 @@ GOALS: Final[tuple[Goal, ...]] = (
     Goal(
         11,
         "restart with 200 k items",
-        "",
+        "likewise bench restart",
         (
             Check(
                 of="until the first correct answer",
                 sense=Sense.AT_MOST,
                 bound=4,
                 unit="s",
-                sources=(field("seconds", benchmark="restart", target="likewise", mode="embedded", **_LARGE),),
+                sources=(
+                    field("seconds", benchmark="restart", target="likewise", mode="embedded", index="hnsw", **_LARGE),
+                ),
             ),
         ),
     ),

@@ -5,7 +5,7 @@ from likewise.client.aio import AsyncClient, AsyncGallery
 from likewise.client.errors import *  # noqa: F403 - every error is API, named by errors.__all__
 from likewise.client.filter_text import parse_filter
 from likewise.client.filters import F, Filter
-from likewise.client.galleries import GalleryInfo, GalleryStats, IndexSpec, ShardStats
+from likewise.client.galleries import GalleryInfo, GalleryStats, IndexSpec, RecallEstimate, ShardStats
 from likewise.client.items import Item, Items
 from likewise.client.models import Health, Model, Promotion
 from likewise.client.references import Condition, Examples, Reference
@@ -19,5 +19,5 @@ from likewise.client.versions import VersionToken
 __all__ = ["AsyncClient", "AsyncGallery", "Client", "Condition", "Examples", "F", "Filter"]
 __all__ += ["Gallery", "GalleryInfo", "GalleryStats", "Health", "IndexSpec", "Item", "Items", "Model"]
 __all__ += ["Promotion", "Query", "Reference", "ShardStats", "UpsertResult", "VersionToken", "parse_filter"]
-__all__ += ["Export", "Snapshot"]
+__all__ += ["Export", "RecallEstimate", "Snapshot"]
 __all__ += errors.__all__ + results.__all__

@@ -12,6 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from likewise.client import rpc
 from likewise.client.attributes import TYPE_NAMES, Schema, attribute_type
 from likewise.client.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, InvalidType
+from likewise.client.references import set_field
 from likewise.client.results import enum_word
 from likewise.client.rpc import Call, make_call
 from likewise.v1 import gallery_service_pb2 as gallery_pb
@@ -31,6 +32,7 @@ class IndexSpec:
         ef: HNSW candidates while searching.
         nlist: IVF lists.
         nprobe: IVF lists visited while searching.
+        target_recall: Recall@k to expect, in place of ef and nprobe.
     """
 
     kind: str = "auto"
@@ -39,6 +41,7 @@ class IndexSpec:
     ef: int | None = None
     nlist: int | None = None
     nprobe: int | None = None
+    target_recall: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,31 @@ class GalleryInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallEstimate:
+    """Recall of a shard's approximate searches, as it was measured.
+
+    Attributes:
+        space: Which of the gallery's.
+        max_share: Of searches whose filter leaves at most this share of the rows; 1 for those without a filter.
+        queries: Queries it rests on.
+        recall: Mean share of the true k best that was found.
+        low: Lower end of the 95 % interval of its expectation.
+        high: Upper end.
+        live: From live queries; False: from stored rows, before there were any.
+        local_dimension: Median local intrinsic dimension at the queries; None where it could not be told.
+    """
+
+    space: str
+    max_share: float
+    queries: int
+    recall: float
+    low: float
+    high: float
+    live: bool
+    local_dimension: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ShardStats:
     """One shard: `live` rows can be found, `fresh` ones lie beside the sealed index; see the proto's ShardStats."""
 
@@ -93,6 +121,7 @@ class ShardStats:
     version: int
     memory_bytes: int
     message: str
+    recall: tuple[RecallEstimate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +297,8 @@ def _spec(
         numbers = ("m", "ef_construction", "ef", "nlist", "nprobe")
         values = {key: _count(key, value) for key in numbers if (value := getattr(given, key)) is not None}
         spec.index.CopyFrom(gallery_pb.IndexSpec(kind=given.kind, **values))
+        if given.target_recall is not None:
+            set_field(spec.index, "target_recall", given.target_recall)
     return spec
 
 
@@ -332,10 +363,16 @@ def _stats(message: gallery_pb.GalleryServiceStatsResponse) -> GalleryStats:
             one.version,
             one.memory_bytes,
             one.message,
+            tuple(_recall(estimate) for estimate in one.recall),
         )
         for one in message.shards
     )
     return GalleryStats(_gallery(message.gallery), message.items, shards, message.version)
+
+
+def _recall(one: gallery_pb.RecallEstimate) -> RecallEstimate:
+    dimension = one.local_dimension if one.HasField("local_dimension") else None
+    return RecallEstimate(one.space, one.max_share, one.queries, one.recall, one.low, one.high, one.live, dimension)
 
 
 def _nothing(message: object) -> None:

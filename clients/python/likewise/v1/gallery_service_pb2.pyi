@@ -121,8 +121,12 @@ class IndexSpec(_message.Message):
     EF_FIELD_NUMBER: _builtins.int
     NLIST_FIELD_NUMBER: _builtins.int
     NPROBE_FIELD_NUMBER: _builtins.int
+    TARGET_RECALL_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"auto" (default: flat below 50,000 rows a shard, HNSW from there), "flat", "hnsw", "ivf", or any FAISS index_factory string."""
+    """"auto" (default: flat below 50,000 rows a shard, HNSW from there), "flat", "hnsw", "ivf", any FAISS index_factory string,
+    or "gpu-flat", "gpu-ivf", "gpu-cagra" on a server with a GPU. Of a compressed index ("HNSW32,SQ8", "HNSW32,SQfp16",
+    "SQfp16", "IVF1024,PQ64") the raw vectors lie on the server's disk; scores are theirs whatever the index holds.
+    """
     m: _builtins.int
     """HNSW links a node, 4 to 128. Default 32."""
     ef_construction: _builtins.int
@@ -133,6 +137,10 @@ class IndexSpec(_message.Message):
     """IVF lists, 1 to 1,048,576. Default from the row count."""
     nprobe: _builtins.int
     """IVF default at search. Default from nlist."""
+    target_recall: _builtins.float
+    """Recall@k to expect of searches that set nothing of SearchParams, in (0, 1]; takes the place of ef and nprobe. Shards
+    measure it on live queries and search as hard as it takes, all rows if it takes that. Default: none, a fixed effort.
+    """
     def __init__(
         self,
         *,
@@ -142,10 +150,11 @@ class IndexSpec(_message.Message):
         ef: _builtins.int | None = ...,
         nlist: _builtins.int | None = ...,
         nprobe: _builtins.int | None = ...,
+        target_recall: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ef", b"_ef", "_ef_construction", b"_ef_construction", "_m", b"_m", "_nlist", b"_nlist", "_nprobe", b"_nprobe", "ef", b"ef", "ef_construction", b"ef_construction", "m", b"m", "nlist", b"nlist", "nprobe", b"nprobe"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ef", b"_ef", "_ef_construction", b"_ef_construction", "_m", b"_m", "_nlist", b"_nlist", "_nprobe", b"_nprobe", "_target_recall", b"_target_recall", "ef", b"ef", "ef_construction", b"ef_construction", "m", b"m", "nlist", b"nlist", "nprobe", b"nprobe", "target_recall", b"target_recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ef", b"_ef", "_ef_construction", b"_ef_construction", "_m", b"_m", "_nlist", b"_nlist", "_nprobe", b"_nprobe", "ef", b"ef", "ef_construction", b"ef_construction", "kind", b"kind", "m", b"m", "nlist", b"nlist", "nprobe", b"nprobe"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ef", b"_ef", "_ef_construction", b"_ef_construction", "_m", b"_m", "_nlist", b"_nlist", "_nprobe", b"_nprobe", "_target_recall", b"_target_recall", "ef", b"ef", "ef_construction", b"ef_construction", "kind", b"kind", "m", b"m", "nlist", b"nlist", "nprobe", b"nprobe", "target_recall", b"target_recall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ef: _TypeAlias = _typing.Literal["ef"]  # noqa: Y015
     _WhichOneofArgType__ef: _TypeAlias = _typing.Literal["_ef", b"_ef"]  # noqa: Y015
@@ -157,6 +166,8 @@ class IndexSpec(_message.Message):
     _WhichOneofArgType__nlist: _TypeAlias = _typing.Literal["_nlist", b"_nlist"]  # noqa: Y015
     _WhichOneofReturnType__nprobe: _TypeAlias = _typing.Literal["nprobe"]  # noqa: Y015
     _WhichOneofArgType__nprobe: _TypeAlias = _typing.Literal["_nprobe", b"_nprobe"]  # noqa: Y015
+    _WhichOneofReturnType__target_recall: _TypeAlias = _typing.Literal["target_recall"]  # noqa: Y015
+    _WhichOneofArgType__target_recall: _TypeAlias = _typing.Literal["_target_recall", b"_target_recall"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ef) -> _WhichOneofReturnType__ef | None: ...
     @_typing.overload
@@ -167,6 +178,8 @@ class IndexSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__nlist) -> _WhichOneofReturnType__nlist | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__nprobe) -> _WhichOneofReturnType__nprobe | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_recall) -> _WhichOneofReturnType__target_recall | None: ...
 
 Global___IndexSpec: _TypeAlias = IndexSpec  # noqa: Y015
 
@@ -535,6 +548,8 @@ class ShardStats(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    RECALL_SECONDS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     live: _builtins.int
     """Rows that can be found."""
@@ -551,6 +566,12 @@ class ShardStats(_message.Message):
     memory_bytes: _builtins.int
     """Vectors and index, estimated."""
     message: _builtins.str
+    recall_seconds: _builtins.float
+    """CPU time that checking recall has taken, seconds."""
+    @_builtins.property
+    def recall(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecallEstimate]:
+        """Of the present sealed index; none for an exact one, or before the first checks."""
+
     def __init__(
         self,
         *,
@@ -564,14 +585,75 @@ class ShardStats(_message.Message):
         version: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         message: _builtins.str = ...,
+        recall: _abc.Iterable[Global___RecallEstimate] | None = ...,
+        recall_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "index", b"index", "live", b"live", "memory_bytes", b"memory_bytes", "message", b"message", "sealed", b"sealed", "shard", b"shard", "state", b"state", "tombstones", b"tombstones", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "index", b"index", "live", b"live", "memory_bytes", b"memory_bytes", "message", b"message", "recall", b"recall", "recall_seconds", b"recall_seconds", "sealed", b"sealed", "shard", b"shard", "state", b"state", "tombstones", b"tombstones", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardStats: _TypeAlias = ShardStats  # noqa: Y015
+
+@_typing.final
+class RecallEstimate(_message.Message):
+    """Recall of a shard's approximate searches, measured by searching some live queries again, exactly."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPACE_FIELD_NUMBER: _builtins.int
+    MAX_SHARE_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    LOCAL_DIMENSION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    space: _builtins.str
+    max_share: _builtins.float
+    """Of searches whose filter leaves at most this share of the rows; 1 for those without a filter."""
+    queries: _builtins.int
+    """Queries it rests on, at most 256, the newest."""
+    recall: _builtins.float
+    """Mean share of the true k best rows found, as the searches were asked."""
+    low: _builtins.float
+    """95 % interval of its expectation (Wilson)."""
+    high: _builtins.float
+    live: _builtins.bool
+    """From live queries; false: from stored rows, before there were any."""
+    local_dimension: _builtins.float
+    """Median local intrinsic dimension at the queries; the higher, the harder."""
+    target: _builtins.float
+    """The gallery's target_recall."""
+    def __init__(
+        self,
+        *,
+        space: _builtins.str = ...,
+        max_share: _builtins.float = ...,
+        queries: _builtins.int = ...,
+        recall: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+        live: _builtins.bool = ...,
+        local_dimension: _builtins.float | None = ...,
+        target: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_local_dimension", b"_local_dimension", "_target", b"_target", "local_dimension", b"local_dimension", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_local_dimension", b"_local_dimension", "_target", b"_target", "high", b"high", "live", b"live", "local_dimension", b"local_dimension", "low", b"low", "max_share", b"max_share", "queries", b"queries", "recall", b"recall", "space", b"space", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__local_dimension: _TypeAlias = _typing.Literal["local_dimension"]  # noqa: Y015
+    _WhichOneofArgType__local_dimension: _TypeAlias = _typing.Literal["_local_dimension", b"_local_dimension"]  # noqa: Y015
+    _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
+    _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__local_dimension) -> _WhichOneofReturnType__local_dimension | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
+
+Global___RecallEstimate: _TypeAlias = RecallEstimate  # noqa: Y015
 
 @_typing.final
 class GalleryServiceStatsResponse(_message.Message):

@@ -391,7 +391,9 @@ class SearchParams(_message.Message):
     exact: _builtins.bool
     """Compare with every live item (after the filter)."""
     target_recall: _builtins.float
-    """Expected recall@k, in (0, 1]."""
+    """Recall@k to expect, in (0, 1]: each shard searches as hard as its measurements say it takes, all rows if nothing less
+    does. Not together with exact, ef, nprobe or over_fetch. Default: the gallery's, see IndexSpec.
+    """
     ef: _builtins.int
     """HNSW candidate list, 1 to 65,536."""
     nprobe: _builtins.int

@@ -49,7 +49,7 @@ def cluster_options(settings: Settings, address: str) -> ClusterOptions:
     store = StoreOptions(
         uri=settings.store if folder is None else str(folder.resolve()),
         cache=None if settings.cache is None else settings.cache.resolve(),
-        shard=ShardLimits(max_queued=settings.shard_queue),
+        shard=ShardLimits(max_queued=settings.shard_queue, recall_share=settings.recall_share),
         writer=WriterLimits(
             queue_rows=settings.write_queue_rows,
             queue_bytes=settings.write_queue_bytes,

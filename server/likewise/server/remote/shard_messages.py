@@ -24,7 +24,11 @@ def search_request(address: pb.ShardAddress, queries: F32, options: SearchOption
         k=options.k,
         filter=filter_message(options.filter),
         params=search_service_pb2.SearchParams(
-            exact=options.exact, ef=options.ef, nprobe=options.nprobe, over_fetch=options.over_fetch
+            exact=options.exact,
+            target_recall=options.target_recall,
+            ef=options.ef,
+            nprobe=options.nprobe,
+            over_fetch=options.over_fetch,
         ),
         excluded_ids=options.excluded_ids,
         excluded_content=options.excluded_content,
@@ -46,6 +50,7 @@ def search_options(request: pb.ShardServiceSearchRequest) -> SearchOptions:
         ef=params.ef if params.HasField("ef") else None,
         nprobe=params.nprobe if params.HasField("nprobe") else None,
         over_fetch=params.over_fetch if params.HasField("over_fetch") else None,
+        target_recall=params.target_recall if params.HasField("target_recall") else None,
         excluded_ids=tuple(request.excluded_ids),
         excluded_content=request.excluded_content if request.HasField("excluded_content") else None,
         attributes=tuple(request.attributes),

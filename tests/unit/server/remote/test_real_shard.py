@@ -13,7 +13,7 @@ from likewise.server.remote.channels import Endpoint
 from likewise.server.remote.shard_servicer import ShardServicer
 from likewise.server.remote.shard_stub import ShardRoute, ShardStub
 from likewise.shards import layout
-from likewise.shards.protocols import F32, Changes, Delta, SearchOptions, UnknownAttribute
+from likewise.shards.protocols import F32, I64, Changes, Delta, SearchOptions, UnknownAttribute
 from likewise.shards.shard import Shard
 from likewise.shards.spec import shard_hash
 from likewise.v1 import common_pb2
@@ -39,7 +39,7 @@ class OneVersion:
     def version(self) -> int:
         return 3
 
-    def load(self, version: int) -> Iterator[pa.RecordBatch]:
+    def load(self, version: int, *, held: I64 | None = None) -> Iterator[pa.RecordBatch]:
         yield rows(IDS, _unit(len(IDS)), version=version)
 
     def changes(self, since: int, until: int) -> Changes:
@@ -73,6 +73,7 @@ async def stub(shard: Shard, loopback: Loopback) -> ShardStub:
             SearchOptions(space="default", k=9, excluded_ids=(IDS[0],), excluded_content=4, over_fetch=2.5, ef=32),
             id="excluded",
         ),
+        pytest.param(SearchOptions(space="default", k=5, target_recall=0.9), id="recall"),
     ],
 )
 async def test_searches_are_the_same(shard: Shard, stub: ShardStub, options: SearchOptions) -> None:
