@@ -104,6 +104,7 @@ class ServerOptions:
     max_calls: int = 2048
     batch_concurrency: int = 64
     stream_in_flight: int = 32
+    write_bytes: int = 512 << 20
     drain_grace_s: float = 20.0
 
 
@@ -248,6 +249,7 @@ class Server:
             metrics=self.metrics,
             executor=executor,
             stream_in_flight=options.stream_in_flight,
+            write_bytes=options.write_bytes,
         )
         item_service_pb2_grpc.add_ItemServiceServicer_to_server(items, server)
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(

@@ -7,7 +7,7 @@ rows: 20 ms against 45).
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,9 @@ _log = logging.getLogger(__name__)
 SPEC_KEY: Final = "likewise"
 """Schema metadata key of the gallery's description."""
 
+NOTE_KEY: Final = "likewise.answers"
+"""Key of a commit's note in the properties of its transaction."""
+
 READ_ONLY_KEY: Final = "likewise.read_only"
 """Schema metadata key that is "true" in a gallery that takes no writes."""
 
@@ -53,6 +56,10 @@ _INDEX_CACHE_BYTES: Final = 16 << 20
 _ADDRESS_BITS: Final = 32
 
 U64 = npt.NDArray[np.uint64]
+
+
+def _none(_: frozenset[str]) -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +208,19 @@ class GalleryStore:
                 hashes = self._dataset.to_table(columns=["shard_hash"])["shard_hash"]
                 self._known = KnownIds(hashes.to_numpy())
 
-    def commit(self, upserts: pa.Table | None, deleted_ids: Sequence[str] = ()) -> Commit:
+    def commit(
+        self,
+        upserts: pa.Table | None,
+        deleted_ids: Sequence[str] = (),
+        *,
+        note: Callable[[frozenset[str]], str] = _none,
+    ) -> Commit:
         """Write rows and delete ids as one version, all or nothing.
 
         Args:
             upserts: Rows in `layout.input_schema`, each id once; None or empty for none.
             deleted_ids: Ids to delete, none of them in `upserts`; those that are not there are no error.
+            note: Text to keep with the commit, given `Commit.existed`; "" for none. See `History.notes`.
 
         Raises:
             Fenced: If another writer has taken the gallery over; nothing is stored, unless it says otherwise.
@@ -223,7 +237,7 @@ class GalleryStore:
             gone = [item_id for item_id in dict.fromkeys(deleted_ids) if item_id in existed]
             if rows is None and not gone:
                 return Commit(base, base, layout.empty_batch(self._spec), (), existed)
-            self._write(rows, addresses)
+            self._write(rows, addresses, note(existed))
             return self._committed(base, layout.empty_batch(self._spec) if rows is None else rows, gone, existed)
 
     def update_spec(self, spec: GallerySpec) -> Commit:
@@ -332,7 +346,7 @@ class GalleryStore:
             addresses.append(table["_rowaddr"].to_numpy())
         return found, np.unique(np.concatenate(addresses)) if addresses else np.empty(0, np.uint64)
 
-    def _write(self, rows: pa.RecordBatch | None, retired: U64) -> None:
+    def _write(self, rows: pa.RecordBatch | None, retired: U64, note: str) -> None:
         base = self.version
         fragments: list[Any] = []
         if rows is not None:
@@ -344,7 +358,8 @@ class GalleryStore:
         operation = lance.LanceOperation.Update(
             removed_fragment_ids=removed, updated_fragments=updated, new_fragments=fragments
         )
-        self._commit(lance.Transaction(base, operation))
+        properties = {NOTE_KEY: note} if note else {}
+        self._commit(lance.Transaction(base, operation, transaction_properties=properties))
         if self.version != base + 1:
             _log.error("another process committed versions %d to %d meanwhile", base + 1, self.version - 1)
 

@@ -205,23 +205,49 @@ class DeltaSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """A committed write: `rows` distinct ids written or deleted, visible from store version `version`."""
+    """A committed write.
+
+    Attributes:
+        rows: Distinct ids written or deleted.
+        version: Store version from which that is visible.
+        back_off_s: More than half of what may wait is waiting: seconds after which that is done; else 0.
+    """
 
     rows: int
     version: int
+    back_off_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPosition:
+    """Where in a stream of upserts a write stands.
+
+    Attributes:
+        stream_id: The caller's name of the stream, unique.
+        sequence: Number of the message, from 1 and without gaps.
+        settled: Every message up to this one is committed, or refused with the caller's knowledge.
+    """
+
+    stream_id: str
+    sequence: int
+    settled: int
 
 
 class Writer(Protocol):
     """The one writer of a gallery."""
 
-    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+    async def upsert(
+        self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None
+    ) -> WriteResult:
         """Commit rows and return after the commit.
 
         Args:
             rows: Columns id (string, valid, an id twice: the last wins), content (int64), for each space vector_<space>
                 (fixed-size list of float32, unit length, finite) and norm_<space> (float32), and the schema's
                 attributes; the writer adds shard_hash and stamp.
-            request_id: A retry with the same one returns the first result (remembered for a while).
+            request_id: A retry with the same one returns the first result: that of the last 10,000 writes while the
+                writer lives, of the newest commits' when it was restarted.
+            position: Place in a stream; counts instead of the request id, for the same purpose.
 
         Raises:
             Overloaded: If the queue is full by rows or bytes.
@@ -234,6 +260,10 @@ class Writer(Protocol):
         self, *, ids: Sequence[str] = (), filter: common_pb2.Filter | None = None, request_id: str = ""
     ) -> WriteResult:
         """Delete by id, or everything a filter matches in the newest version, and return after the commit."""
+        ...
+
+    async def stream_progress(self, stream_id: str) -> int:
+        """Sequence up to which every message of a stream is settled, see `StreamPosition`; 0 if it is not known."""
         ...
 
     async def version(self) -> int:

@@ -5,7 +5,7 @@ from likewise.internal.v1 import writer_service_pb2_grpc as pb_grpc
 from likewise.server.errors import FailedPrecondition
 from likewise.server.remote import arrow_ipc
 from likewise.server.remote.channels import Context
-from likewise.shards.protocols import Writer
+from likewise.shards.protocols import StreamPosition, Writer
 
 
 class WriterServicer(pb_grpc.WriterServiceServicer):
@@ -18,8 +18,16 @@ class WriterServicer(pb_grpc.WriterServiceServicer):
     async def Upsert(self, request: pb.WriterServiceUpsertRequest, context: Context) -> pb.WriterServiceUpsertResponse:
         """See the proto."""
         self._check(request.gallery_id)
-        result = await self._writer.upsert(arrow_ipc.decode(request.rows), request_id=request.request_id)
-        return pb.WriterServiceUpsertResponse(upserted=result.rows, version=result.version)
+        position = None
+        if request.HasField("position"):
+            given = request.position
+            position = StreamPosition(given.stream_id, given.sequence, given.settled)
+        result = await self._writer.upsert(
+            arrow_ipc.decode(request.rows), request_id=request.request_id, position=position
+        )
+        return pb.WriterServiceUpsertResponse(
+            upserted=result.rows, version=result.version, back_off_s=result.back_off_s
+        )
 
     async def Delete(self, request: pb.WriterServiceDeleteRequest, context: Context) -> pb.WriterServiceDeleteResponse:
         """See the proto."""
@@ -30,6 +38,11 @@ class WriterServicer(pb_grpc.WriterServiceServicer):
             request_id=request.request_id,
         )
         return pb.WriterServiceDeleteResponse(deleted=result.rows, version=result.version)
+
+    async def StreamProgress(self, request: pb.StreamProgressRequest, context: Context) -> pb.StreamProgressResponse:
+        """See the proto."""
+        self._check(request.gallery_id)
+        return pb.StreamProgressResponse(settled=await self._writer.stream_progress(request.stream_id))
 
     async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
         """See the proto."""

@@ -12,7 +12,7 @@ from likewise.server.errors import FailedPrecondition
 from likewise.server.remote.channels import Endpoint
 from likewise.server.remote.writer_servicer import WriterServicer
 from likewise.server.remote.writer_stub import WriterRoute, WriterStub
-from likewise.shards.protocols import Overloaded, StoreFailure, Unavailable, Writer, WriteResult
+from likewise.shards.protocols import Overloaded, StoreFailure, StreamPosition, Unavailable, Writer, WriteResult
 from likewise.v1 import common_pb2
 
 
@@ -23,18 +23,26 @@ class RememberingWriter:
         self.upserts: list[tuple[pa.RecordBatch, str]] = []
         self.deletes: list[tuple[list[str], common_pb2.Filter | None, str]] = []
         self.failure: Exception | None = None
+        self.positions: list[StreamPosition | None] = []
+        self.back_off_s = 0.0
 
-    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+    async def upsert(
+        self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None
+    ) -> WriteResult:
         if self.failure is not None:
             raise self.failure
         self.upserts.append((rows, request_id))
-        return WriteResult(rows.num_rows, 4)
+        self.positions.append(position)
+        return WriteResult(rows.num_rows, 4, self.back_off_s)
 
     async def delete(
         self, *, ids: Sequence[str] = (), filter: common_pb2.Filter | None = None, request_id: str = ""
     ) -> WriteResult:
         self.deletes.append((list(ids), filter, request_id))
         return WriteResult(len(ids), 5)
+
+    async def stream_progress(self, stream_id: str) -> int:
+        return 9 if stream_id == "s" else 0
 
     async def version(self) -> int:
         return 5
@@ -73,6 +81,20 @@ async def test_rows_arrive_as_they_were(writer: Writer, behind: RememberingWrite
     assert result == WriteResult(2, 4)
     assert behind.upserts == [(batch, "r1")]
     assert await writer.version() == 5
+
+
+async def test_a_place_in_a_stream_arrives_as_it_was_and_hints_come_back(
+    writer: Writer, behind: RememberingWriter
+) -> None:
+    batch = rows(["a"], np.eye(4, dtype=np.float32)[:1])
+    behind.back_off_s = 0.25
+
+    hinted = await writer.upsert(batch, position=StreamPosition("s", 7, 5))
+    await writer.upsert(batch)
+
+    assert behind.positions == [StreamPosition("s", 7, 5), None]
+    assert hinted.back_off_s == 0.25
+    assert (await writer.stream_progress("s"), await writer.stream_progress("t")) == (9, 0)
 
 
 async def test_deletes_by_id_and_by_filter_are_told_apart(writer: Writer, behind: RememberingWriter) -> None:
