@@ -50,6 +50,11 @@ class Committer:
         return self._gallery.spec
 
     @property
+    def uri(self) -> str:
+        """The gallery's dataset."""
+        return self._gallery.uri
+
+    @property
     def version(self) -> int:
         """The version last committed."""
         return self._gallery.version
@@ -104,6 +109,16 @@ class Committer:
                 commits.append(commit)
                 results.extend(alone)
         return commits, results
+
+    def lend_stamps(self, rows: int) -> tuple[list[int], Commit]:
+        """See `GalleryStore.lend_stamps`."""
+        self._own()
+        return self._gallery.lend_stamps(rows)
+
+    def commit_fragments(self, fragments: Sequence[str], mark: Mark) -> tuple[int, Commit]:
+        """See `GalleryStore.commit_fragments`."""
+        self._own()
+        return self._gallery.commit_fragments(fragments, note=lambda rows: answers.to_text([(mark, rows)]))
 
     def compact(self) -> Commit | None:
         """Do one bounded step of compaction, or renew the barrier that holds up the clean-up; None if nothing is due.

@@ -50,6 +50,14 @@ class StoreFailure(ShardError):
     """The store refused a commit (disk full, permission, conflict); nothing was acknowledged."""
 
 
+class FragmentsUnusable(ShardError):
+    """Files of rows that cannot be committed; nothing was. `committed`: because one is part of the gallery already."""
+
+    def __init__(self, message: str, *, committed: bool = False) -> None:
+        super().__init__(message)
+        self.committed = committed
+
+
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
     """What all queries of one call share; hashable, so that equal calls can run as one batch.
@@ -268,6 +276,41 @@ class Writer(Protocol):
 
     async def version(self) -> int:
         """The newest committed store version."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where rows may be written beside a writer.
+
+    Attributes:
+        uri: The gallery's dataset.
+        first_stamps: Of blocks of `bulk.BLOCK_STAMPS` stamps that nobody else uses.
+    """
+
+    uri: str
+    first_stamps: Sequence[int]
+
+
+class BulkWriter(Protocol):
+    """A writer that takes rows which others have written into the gallery's folder; see `bulk`."""
+
+    async def stage(self, rows: int) -> Stage:
+        """Lend stamps for so many rows."""
+        ...
+
+    async def commit_fragments(self, fragments: Sequence[str], *, request_id: str) -> WriteResult:
+        """Commit files of rows as one version, all or nothing; ids that are there are replaced.
+
+        Args:
+            fragments: As `bulk.write` gave them; of an id in several rows the last one stays.
+            request_id: As for `Writer.upsert`.
+
+        Raises:
+            FragmentsUnusable: If a file cannot be used; nothing is stored.
+            StoreFailure: If the commit failed; nothing is stored.
+            Unavailable: If the writer drains.
+        """
         ...
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import pyarrow as pa
 
@@ -28,6 +28,7 @@ from likewise.shards.protocols import (
     Delta,
     DeltaSink,
     Overloaded,
+    Stage,
     StoreFailure,
     StreamPosition,
     Unavailable,
@@ -35,6 +36,8 @@ from likewise.shards.protocols import (
 )
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2
+
+T = TypeVar("T")
 
 _SHORTEST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 5.0
@@ -96,6 +99,7 @@ class GalleryWriter:
         self._pending: dict[str | tuple[str, int], _Request] = {}
         self._answers = Answers(self._limits.results)
         self._wake = asyncio.Event()
+        self._bulk = asyncio.Lock()
         self._delivery = Delivery()
         self._commit_thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._clean_thread = ThreadPoolExecutor(1, thread_name_prefix="clean-up")
@@ -188,13 +192,41 @@ class GalleryWriter:
         size = sum(map(len, ids))
         return await self._submit(Delete(tuple(ids)), rows=len(ids), size=size, mark=Mark(request_id))
 
+    async def stage(self, rows: int) -> Stage:
+        """See `protocols.BulkWriter.stage`."""
+        self._refuse_if_closing()
+
+        def lend() -> tuple[list[int], Commit]:
+            return self._committer.lend_stamps(rows)
+
+        return Stage(self._committer.uri, await asyncio.shield(asyncio.create_task(self._committed(lend))))
+
+    async def commit_fragments(self, fragments: Sequence[str], *, request_id: str) -> WriteResult:
+        """See `protocols.BulkWriter.commit_fragments`."""
+        self._refuse_if_closing()
+        mark = Mark(request_id)
+
+        async def commit() -> WriteResult:
+            async with self._bulk:  # so that a repetition finds the answer of the one under way
+                if (known := self._answers.find(mark, version=self._version)) is not None:
+                    return known
+                rows = await self._committed(lambda: self._committer.commit_fragments(fragments, mark))
+                result = WriteResult(rows, self._version)
+                self._answers.add(mark, result)
+                return result
+
+        return await asyncio.shield(asyncio.create_task(commit()))
+
     async def update_spec(self, spec: GallerySpec) -> int:
         """Store a changed description and return the version that has it; see `GalleryStore.update_spec`."""
-        if self._closing:
-            raise Unavailable(f"the writer of gallery {self.spec.name!r} is not taking changes")
+        self._refuse_if_closing()
         work = asyncio.create_task(self._on_commit_thread(lambda: self._committer.update_spec(spec)))
         # Once begun it is committed, and then the followers have to hear of it, whether or not the caller still waits.
         return (await asyncio.shield(work)).version
+
+    def _refuse_if_closing(self) -> None:
+        if self._closing:
+            raise Unavailable(f"the writer of gallery {self.spec.name!r} is not taking changes")
 
     async def maintain(self) -> None:
         """Do all maintenance that is due now."""
@@ -328,8 +360,17 @@ class GalleryWriter:
 
     def _publish(self, commit: Commit) -> None:
         self._version = max(self._version, commit.version)
-        if commit.version != commit.base_version:
+        if not commit.whole:
+            # Followers see a gap and read what was written from the store.
+            commit = replace(commit, base_version=commit.version)
+            self._delivery.publish(Delta(commit.version, commit.version, commit.upserts, ()))
+        elif commit.version != commit.base_version:
             self._delivery.publish(Delta(commit.base_version, commit.version, commit.upserts, commit.deleted_ids))
+
+    async def _committed(self, work: Callable[[], tuple[T, Commit]]) -> T:
+        result, commit = await asyncio.get_running_loop().run_in_executor(self._commit_thread, work)
+        self._publish(commit)
+        return result
 
     async def _on_commit_thread(self, work: Callable[[], Commit]) -> Commit:
         commit = await asyncio.get_running_loop().run_in_executor(self._commit_thread, work)
