@@ -71,7 +71,8 @@ class _Gallery:
 
     @property
     def handle(self) -> GalleryHandle:
-        return GalleryHandle(self.spec, self.shards, self.writer)
+        bulk = self.writer if isinstance(self.writer, GalleryWriter) else None
+        return GalleryHandle(self.spec, self.shards, self.writer, bulk)
 
 
 class EmbeddedGalleries:

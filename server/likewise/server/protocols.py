@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from likewise.shards.protocols import F32, ShardSearch, Writer
+from likewise.shards.protocols import F32, BulkWriter, ShardSearch, Writer
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2, model_service_pb2
 
@@ -133,11 +133,19 @@ class Models(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GalleryHandle:
-    """A gallery and the parts that serve it; `shards[i]` is shard number i."""
+    """A gallery and the parts that serve it; `shards[i]` is shard number i.
+
+    Attributes:
+        spec: Its description.
+        shards: Its partitions.
+        writer: Its writer.
+        bulk: The writer once more, if it takes files of rows.
+    """
 
     spec: GallerySpec
     shards: tuple[ShardSearch, ...]
     writer: Writer
+    bulk: BulkWriter | None = None
 
 
 class Galleries(Protocol):

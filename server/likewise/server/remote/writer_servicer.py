@@ -1,18 +1,24 @@
 """`WriterService` around the writer of one gallery."""
 
+from typing import Final
+
 from likewise.internal.v1 import writer_service_pb2 as pb
 from likewise.internal.v1 import writer_service_pb2_grpc as pb_grpc
 from likewise.server.errors import FailedPrecondition
 from likewise.server.remote import arrow_ipc
 from likewise.server.remote.channels import Context
-from likewise.shards.protocols import StreamPosition, Writer
+from likewise.shards.protocols import BulkWriter, FragmentsUnusable, StreamPosition, Writer
+
+FRAGMENTS_COMMITTED: Final = "FRAGMENTS_COMMITTED"
+FRAGMENTS_MISSING: Final = "FRAGMENTS_MISSING"
 
 
 class WriterServicer(pb_grpc.WriterServiceServicer):
     """Answers calls that mean this gallery and refuses all others."""
 
-    def __init__(self, writer: Writer, *, gallery_id: str) -> None:
+    def __init__(self, writer: Writer, bulk: BulkWriter, *, gallery_id: str) -> None:
         self._writer = writer
+        self._bulk = bulk
         self._gallery_id = gallery_id
 
     async def Upsert(self, request: pb.WriterServiceUpsertRequest, context: Context) -> pb.WriterServiceUpsertResponse:
@@ -38,6 +44,22 @@ class WriterServicer(pb_grpc.WriterServiceServicer):
             request_id=request.request_id,
         )
         return pb.WriterServiceDeleteResponse(deleted=result.rows, version=result.version)
+
+    async def Stage(self, request: pb.StageRequest, context: Context) -> pb.StageResponse:
+        """See the proto."""
+        self._check(request.gallery_id)
+        stage = await self._bulk.stage(request.rows)
+        return pb.StageResponse(uri=stage.uri, first_stamps=stage.first_stamps)
+
+    async def CommitFragments(self, request: pb.CommitFragmentsRequest, context: Context) -> pb.CommitFragmentsResponse:
+        """See the proto."""
+        self._check(request.gallery_id)
+        try:
+            result = await self._bulk.commit_fragments(request.fragments, request_id=request.request_id)
+        except FragmentsUnusable as error:
+            reason = FRAGMENTS_COMMITTED if error.committed else FRAGMENTS_MISSING
+            raise FailedPrecondition(str(error), reason=reason) from error
+        return pb.CommitFragmentsResponse(upserted=result.rows, version=result.version)
 
     async def StreamProgress(self, request: pb.StreamProgressRequest, context: Context) -> pb.StreamProgressResponse:
         """See the proto."""
