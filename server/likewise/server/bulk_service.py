@@ -34,8 +34,8 @@ class BulkService(pb_grpc.BulkServiceServicer):
     async def Begin(self, request: pb.BeginBulkRequest, context: Any) -> pb.BeginBulkResponse:
         """See bulk_service.proto."""
         handle, writer = self._target(request.gallery)
-        if not 1 <= request.rows <= MAX_ROWS:
-            raise InvalidRequest(f"rows must be in [1, {MAX_ROWS:,}], got {request.rows:,}", field="rows")
+        if request.rows > MAX_ROWS:
+            raise InvalidRequest(f"rows must be at most {MAX_ROWS:,}, got {request.rows:,}", field="rows")
         stage = await writer.stage(request.rows)
         return pb.BeginBulkResponse(
             gallery=specs.to_message(handle.spec, version=await handle.writer.version()),

@@ -27,7 +27,7 @@ class BeginBulkRequest(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     rows: _builtins.int
-    """At most so many rows will come."""
+    """At most so many rows will come; 0: no stamps are needed."""
     def __init__(
         self,
         *,
