@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -15,7 +16,7 @@ import grpc
 
 from likewise.cli.bulk.plan import Plan, Unit, blocks, make_plan, stamped
 from likewise.cli.bulk.progress_file import Bad, Header, Outcome, ProgressFile, outcome_of, unfinished
-from likewise.cli.bulk.worker import Job
+from likewise.cli.bulk.worker import Job, write_unit
 from likewise.client.cli.sources import Columns
 from likewise.client.errors import FailedPrecondition, InvalidArgument
 from likewise.client.rpc import translated
@@ -230,13 +231,13 @@ def on_ray(workers: int | None) -> RunUnits:
     """Runs units on the Ray cluster that this process is connected to."""
 
     def run(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
-        from likewise.cli.bulk.worker import UnitWriter
-        from likewise.server.cluster.bulk_tasks import Worker, run_units
+        # Ray only where it is used.
+        from likewise.server.cluster.bulk_tasks import run_units
 
         if not units:
             return
         rows = [{"unit": json.dumps(asdict(unit))} for unit in units]
-        for outcome in run_units(Worker(UnitWriter, (job,)), rows, workers=workers):
+        for outcome in run_units(partial(write_unit, job), rows, workers=workers):
             yield outcome_of(json.loads(outcome["outcome"]))
 
     return run

@@ -1,6 +1,7 @@
 """One worker of a bulk ingest: reads a unit, encodes images on the cluster's encoders, writes Lance files."""
 
 import asyncio
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,18 +49,12 @@ class Job:
 
 
 class UnitWriter:
-    """Writes units, one at a time; see `bulk_tasks.Worker`."""
+    """Writes units, one at a time."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._loop: asyncio.AbstractEventLoop | None = None
         self._routing: Routing | None = None
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write {"unit": JSON of a `Unit`}; returns {"outcome": JSON of an `Outcome`}."""
-        fields = json.loads(row["unit"])
-        unit = Unit(**fields | {"groups": tuple(fields["groups"]), "names": tuple(fields["names"])})
-        return {"outcome": json.dumps(asdict(self.write(unit)))}
 
     def write(self, unit: Unit) -> Outcome:
         """Write a unit's good rows; nobody sees them before the commit."""
@@ -123,6 +118,19 @@ class UnitWriter:
 
     async def _resolve(self) -> str:
         return self._job.controller
+
+
+def write_unit(job: Job, row: dict[str, Any]) -> dict[str, Any]:
+    """Write {"unit": JSON of a `Unit`}; returns {"outcome": JSON of an `Outcome`}. For `bulk_tasks.run_units`."""
+    fields = json.loads(row["unit"])
+    unit = Unit(**fields | {"groups": tuple(fields["groups"]), "names": tuple(fields["names"])})
+    return {"outcome": json.dumps(asdict(_writer(job).write(unit)))}
+
+
+@functools.lru_cache(maxsize=1)
+def _writer(job: Job) -> UnitWriter:
+    """This process's writer, which stays connected from one unit to the next."""
+    return UnitWriter(job)
 
 
 async def encode_images(models: Models, spec: GallerySpec, images: Sequence[bytes]) -> F32:

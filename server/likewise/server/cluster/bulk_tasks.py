@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
@@ -11,20 +10,6 @@ import ray
 from likewise.server.cluster.bootstrap import LOCAL, ClusterError, join, start_local
 
 NAMESPACE: Final = "likewise-ingest"
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """What does the work.
-
-    Attributes:
-        type: A class whose objects are called with a unit and return its outcome, both flat mappings; one object a
-            process.
-        arguments: Of its constructor; picklable.
-    """
-
-    type: Callable[..., Any]
-    arguments: tuple[Any, ...]
 
 
 @contextmanager
@@ -47,17 +32,19 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def run_units(worker: Worker, units: Sequence[Mapping[str, Any]], *, workers: int | None) -> Iterator[dict[str, Any]]:
+def run_units(
+    work: Callable[[dict[str, Any]], dict[str, Any]], units: Sequence[Mapping[str, Any]], *, workers: int | None
+) -> Iterator[dict[str, Any]]:
     """Outcomes as they come, in no order.
 
     Args:
-        worker: See `Worker`.
+        work: Unit to outcome, both flat mappings; picklable. Called in processes that go on to the next unit.
         units: What each call is given.
-        workers: Processes; None for as many as the cluster has CPUs.
+        workers: Calls at a time; None for as many as the cluster has CPUs.
 
     Raises:
         ClusterError: If Ray Data is not installed.
-        Exception: What a worker raised; units that had not begun are given up.
+        Exception: What a call raised; units that had not begun are given up.
     """
     try:
         from ray import data
@@ -66,14 +53,9 @@ def run_units(worker: Worker, units: Sequence[Mapping[str, Any]], *, workers: in
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     source = data.from_items(list(units), override_num_blocks=len(units))
-    outcomes = source.map(
-        worker.type,
-        fn_constructor_args=worker.arguments,
-        # A fraction: the servers of the same cluster have reserved some of every CPU.
-        num_cpus=0.5,
-        compute=data.ActorPoolStrategy(size=max(1, min(most, len(units)))),
-    )
+    # Half a CPU each: the servers of the same cluster have reserved some of every CPU.
+    outcomes = source.map(work, num_cpus=0.5, concurrency=max(1, min(most, len(units))))
     yield from outcomes.iter_rows()
