@@ -9,7 +9,7 @@ rows: 20 ms against 45).
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from lance.optimize import Compaction
 
 from likewise.shards import layout
 from likewise.shards.bulk import BLOCK_STAMPS, FRAGMENT_BYTES, StagedRows
+from likewise.shards.commit import Commit as Commit
+from likewise.shards.commit import Fragment as Fragment
 from likewise.shards.dataset_files import DatasetFiles, damage
 from likewise.shards.failures import told_apart
 from likewise.shards.fence import Fence, GalleryReadOnly, is_conflict
@@ -54,40 +56,6 @@ _INDEX_CACHE_BYTES: Final = 16 << 20
 _ADDRESS_BITS: Final = 32
 
 U64 = npt.NDArray[np.uint64]
-
-
-def _none(_: frozenset[str]) -> str:
-    return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What a commit did.
-
-    Attributes:
-        base_version: Version before.
-        version: Version after; the same if there was nothing to do.
-        upserts: The rows written, in the store's schema.
-        deleted_ids: Ids that were there and are gone.
-        existed: All ids named in the commit that were there before it.
-        whole: Whether `upserts` are all the rows written; else followers read them from the store.
-    """
-
-    base_version: int
-    version: int
-    upserts: pa.RecordBatch
-    deleted_ids: Sequence[str]
-    existed: frozenset[str]
-    whole: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    """One file of rows: its id, rows in the file, and how many of them are retired."""
-
-    id: int
-    rows: int
-    deleted: int
 
 
 class GalleryStore:
@@ -213,7 +181,7 @@ class GalleryStore:
         upserts: pa.Table | None,
         deleted_ids: Sequence[str] = (),
         *,
-        note: Callable[[frozenset[str]], str] = _none,
+        note: Callable[[frozenset[str]], str] = lambda _: "",
     ) -> Commit:
         """Write rows and delete ids as one version, all or nothing.
 
