@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from likewise.server.errors import FailedPrecondition
 from likewise.shards.gallery_store import GalleryStore
-from likewise.shards.protocols import DeltaSink, WriteResult
+from likewise.shards.protocols import DeltaSink, StreamPosition, WriteResult
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2
 
@@ -40,9 +40,16 @@ class ReadOnlyWriter:
         """The store version, for good."""
         return self._gallery.version
 
-    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+    async def upsert(
+        self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None
+    ) -> WriteResult:
         """Refuse; see `protocols.Writer.upsert`."""
-        del rows, request_id
+        del rows, request_id, position
+        self._refuse()
+
+    async def stream_progress(self, stream_id: str) -> int:
+        """Refuse: no stream comes anywhere."""
+        del stream_id
         self._refuse()
 
     async def delete(

@@ -125,7 +125,7 @@ class FakeServer:
             ThreadPoolExecutor(8), interceptors=[_Recorder(self)], options=self._options, maximum_concurrent_rpcs=None
         )
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(_Search(self), server)  # type: ignore[abstract]
-        item_service_pb2_grpc.add_ItemServiceServicer_to_server(_Items(self), server)  # type: ignore[abstract]
+        item_service_pb2_grpc.add_ItemServiceServicer_to_server(_Items(self), server)
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(_Galleries(self), server)  # type: ignore[abstract]
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(), server)
         health_pb2_grpc.add_HealthServicer_to_server(_Health(), server)
@@ -301,7 +301,9 @@ class _Items(item_service_pb2_grpc.ItemServiceServicer):
     def _bad(self, items: item_service_pb2.Items) -> Failure | None:
         for row, item in enumerate(items.ids):
             if item in self._server.bad_rows:
-                kind = {"images": "images.data", "texts": "texts.values"}.get(items.WhichOneof("content"), "vectors")
+                kind = {"images": "images.data", "texts": "texts.values"}.get(
+                    items.WhichOneof("content") or "", "vectors"
+                )
                 place = f"items.{kind}[{row}]"
                 return Failure(grpc.StatusCode.INVALID_ARGUMENT, f"{place} is bad", "BAD", field=place)
         return None

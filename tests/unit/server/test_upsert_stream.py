@@ -69,7 +69,7 @@ async def test_what_may_go_well_the_next_time_ends_a_stream_with_an_id_unacknowl
         call = stubs.items.StreamUpsert()
         await call.write(_opening())
         await call.write(_message(1))
-        answers = [await call.read(), await call.read()]
+        answers: list[Any] = [await call.read(), await call.read()]
         galleries.writer("shop").failure = failure
         await call.write(_message(2))
         with pytest.raises(aio.AioRpcError) as caught:
@@ -161,7 +161,8 @@ async def test_upserts_over_the_bytes_in_work_are_refused_and_streams_wait(monke
         go.set()
 
         assert (await first).upserted == 4
-        assert (await call.read()).response.upserted == 4
+        answer: Any = await call.read()
+        assert answer.response.upserted == 4
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert info(caught.value).reason == "TOO_MANY_WRITES"
 

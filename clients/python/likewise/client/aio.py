@@ -283,7 +283,8 @@ class AsyncGallery:
         if tally.alone:
             outcomes = self._transport.pipeline(source(), timeout)
         else:
-            outcomes = async_upsert_stream(self._transport, Window(self.name, request_id), source(), timeout)
+            window: Window[upserts.Chunk, UpsertResult] = Window(self.name, request_id)
+            outcomes = async_upsert_stream(self._transport, window, source(), timeout)
         with Reporter(progress, tally.total) as reporter:
             async for chunk, outcome in outcomes:
                 if version := tally.add(chunk, outcome):

@@ -370,7 +370,8 @@ class Gallery:
         if tally.alone:
             outcomes = self._transport.pipeline(source, timeout)
         else:
-            outcomes = upsert_stream(self._transport, Window(self.name, request_id), source, timeout)
+            window: Window[upserts.Chunk, UpsertResult] = Window(self.name, request_id)
+            outcomes = upsert_stream(self._transport, window, source, timeout)
         with Reporter(progress, tally.total) as reporter:
             for chunk, outcome in outcomes:
                 if version := tally.add(chunk, outcome):

@@ -108,7 +108,8 @@ class Transport:
         if self._closed:
             raise ClientClosed
         try:
-            return self._channel.stream_stream(rpc.path, None, rpc.reply.FromString)(requests, metadata=metadata)
+            method: Any = self._channel.stream_stream(rpc.path, None, rpc.reply.FromString)
+            return method(requests, metadata=metadata)
         except ValueError as error:
             raise self._closed_meanwhile(error) from error
 

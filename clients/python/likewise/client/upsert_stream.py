@@ -108,7 +108,7 @@ class Window(Generic[K, T]):
         self._attempt += 1
         if not isinstance(error, Unavailable) or self._attempt >= ATTEMPTS:
             return None
-        return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (self._attempt - 1))
+        return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * float(2 ** (self._attempt - 1)))
 
     def _message(self, sequence: int, key: K, call: Call[T]) -> pb.StreamUpsertRequest:
         del key

@@ -54,7 +54,7 @@ def run_units(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
     source = data.from_items(list(units), override_num_blocks=len(units))
     # Half a CPU each: the servers of the same cluster have reserved some of every CPU.
     outcomes = source.map(work, num_cpus=0.5, concurrency=max(1, min(most, len(units))))
