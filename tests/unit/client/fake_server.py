@@ -84,6 +84,7 @@ class FakeServer:
         given_up: Released by each call whose caller gave up.
         bad_rows: Ids that an upsert refuses, naming the row.
         opened: Ids of the streams of upserts, each time that one was opened.
+        ended: Ids of those that their clients ended well.
         back_off_s: What acknowledgements on streams tell.
         lost_answers: Upserts on streams whose answer is lost, with the stream.
         index_states: States that the next Stats calls report; then ready.
@@ -101,6 +102,7 @@ class FakeServer:
         self.galleries: dict[str, Gallery] = {}
         self.applied: set[str] = set()
         self.opened: list[str] = []
+        self.ended: list[str] = []
         self.back_off_s = 0.0
         self.lost_answers = 0
         self.page_size = 3
@@ -191,6 +193,7 @@ class _Recorder(grpc.ServerInterceptor):
                 message.request.request_id = f"{self._server.opened[-1]}/{message.sequence}"
                 self._server.enter(Received("Upsert", message.request, message.ByteSize(), metadata), context)
                 yield handler.stream_stream(message, context)
+            self._server.ended.append(self._server.opened[-1])
 
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(

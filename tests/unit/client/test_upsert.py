@@ -229,7 +229,7 @@ def test_an_upsert_repeated_with_its_request_id_is_the_same_stream_again(server:
         gallery.upsert(_ids(1000), vectors=np.ones((1000, 64)), request_id="again")
 
     ids = [call.request.request_id for call in server.calls("Upsert")]
-    assert server.opened == ["again", "again"]
+    assert server.opened == server.ended == ["again", "again"]
     assert len(set(ids)) * 2 == len(ids)
     assert gallery.version.version == len(set(ids))
 

@@ -284,7 +284,8 @@ class AsyncGallery:
             outcomes = self._transport.pipeline(source(), timeout)
         else:
             window: Window[upserts.Chunk, UpsertResult] = Window(self.name, request_id)
-            outcomes = async_upsert_stream(self._transport, window, source(), timeout)
+            streamed = async_upsert_stream(self._transport, window, source(), timeout)
+            outcomes = streamed
         with Reporter(progress, tally.total) as reporter:
             async for chunk, outcome in outcomes:
                 if version := tally.add(chunk, outcome):

@@ -371,7 +371,8 @@ class Gallery:
             outcomes = self._transport.pipeline(source, timeout)
         else:
             window: Window[upserts.Chunk, UpsertResult] = Window(self.name, request_id)
-            outcomes = upsert_stream(self._transport, window, source, timeout)
+            streamed = upsert_stream(self._transport, window, source, timeout)
+            outcomes = streamed
         with Reporter(progress, tally.total) as reporter:
             for chunk, outcome in outcomes:
                 if version := tally.add(chunk, outcome):

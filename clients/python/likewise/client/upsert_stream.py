@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 import grpc
@@ -139,6 +140,7 @@ def upsert_stream(
                         time.sleep(window.pause_s)
                         duplex.send([window.add(*item)])
                     if not len(window):
+                        duplex.finish()
                         return
                     if (outcome := window.answered(duplex.answer())) is not None:
                         yield outcome
@@ -173,6 +175,9 @@ async def async_upsert_stream(
                     await asyncio.sleep(window.pause_s)
                     await _write(stream, transport.config, window.add(*item))
                 if not len(window):
+                    await stream.done_writing()
+                    with suppress(LikewiseError):
+                        await _read(stream, transport.config, timeout)
                     return
                 if (outcome := window.answered(await _read(stream, transport.config, timeout))) is not None:
                     yield outcome
@@ -213,6 +218,12 @@ class _Duplex:
     def send(self, messages: Iterable[Message]) -> None:
         for message in messages:
             self._outgoing.put(self._transport.config.serialise(message))
+
+    def finish(self) -> None:
+        """Let the call end well; everything is answered, so that nothing depends on it."""
+        self._outgoing.put(None)
+        with suppress(LikewiseError):
+            self.answer()
 
     def answer(self) -> pb.StreamUpsertResponse:
         timer = None if self._deadline_s is None else threading.Timer(self._deadline_s, self._give_up)
