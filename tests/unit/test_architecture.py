@@ -17,6 +17,8 @@ DOORS = {
     "lance": {
         "shards/likewise/shards/store.py",
         "shards/likewise/shards/gallery_store.py",
+        # Written by bulk ingest's workers, beside the store.
+        "shards/likewise/shards/bulk.py",
         "cli/likewise/cli/benchmark/limit_lance.py",
     },
     "onnxruntime": {"server/likewise/server/session.py", "export/likewise/export/runtime.py"},

@@ -22,6 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from likewise import wire
+from likewise.internal.v1 import bulk_service_pb2_grpc
+from likewise.server.bulk_service import BulkService
 from likewise.server.errors import Unavailable
 from likewise.server.gallery_service import GalleryService
 from likewise.server.gallery_stats import GalleryStatsCache
@@ -104,6 +106,7 @@ class ServerOptions:
     max_calls: int = 2048
     batch_concurrency: int = 64
     stream_in_flight: int = 32
+    write_bytes: int = 512 << 20
     drain_grace_s: float = 20.0
 
 
@@ -125,6 +128,7 @@ class Server:
         announce: Told the address once calls are taken.
         versions: The models once more, if their versions can be changed while the server runs.
         served: Model versions one by one, for the Open Inference Protocol; by default those that `models` has in use.
+        controller: Says where the cluster's controller is, for workers of bulk ingest; "" without a cluster.
         statistics: What that protocol tells about them; whoever runs batches adds them there.
 
     Attributes:
@@ -143,6 +147,7 @@ class Server:
         versions: VersionedModels | None = None,
         served: ServedModels | None = None,
         statistics: InferenceStatistics | None = None,
+        controller: Callable[[], str] = lambda: "",
     ) -> None:
         self._options = options
         self._models = models
@@ -150,6 +155,7 @@ class Server:
         self._served = served or InUse(models)
         self._statistics = statistics or InferenceStatistics()
         self._galleries = galleries
+        self._controller = controller
         self._parts = parts
         self.metrics = metrics or Metrics(version=release())
         self._announce = announce
@@ -248,8 +254,11 @@ class Server:
             metrics=self.metrics,
             executor=executor,
             stream_in_flight=options.stream_in_flight,
+            write_bytes=options.write_bytes,
         )
         item_service_pb2_grpc.add_ItemServiceServicer_to_server(items, server)
+        bulk = BulkService(galleries=self._galleries, metrics=self.metrics, controller=self._controller)
+        bulk_service_pb2_grpc.add_BulkServiceServicer_to_server(bulk, server)
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(
             GalleryService(galleries=self._galleries, models=self._models), server
         )

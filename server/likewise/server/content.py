@@ -31,4 +31,8 @@ def of_texts(texts: Sequence[str]) -> I64:
 def of_vectors(vectors: F32) -> I64:
     """(n,) digests of the rows of an (n, dim) matrix as it was given, before normalisation."""
     rows = np.ascontiguousarray(vectors, dtype="<f4")
-    return np.fromiter((of_bytes(row.tobytes()) for row in rows), dtype=np.int64, count=len(rows))
+    width = rows.shape[1] * rows.itemsize
+    # Views of one copy, and all heads read at once: half the time of a copy and a number a row.
+    view = memoryview(rows.tobytes())
+    heads = b"".join([hashlib.sha256(view[at : at + width]).digest()[:8] for at in range(0, len(view), width)])
+    return np.frombuffer(heads, dtype="<i8").astype(np.int64, copy=False)

@@ -13,8 +13,9 @@ from likewise.server.upsert import Packer
 from likewise.server.upsert_stream import UpsertStream
 from likewise.server.validate_items import MAX_GET_IDS, deletion, page_size
 from likewise.server.validate_search import filter_bytes
+from likewise.server.write_room import WriteRoom
 from likewise.shards.columns import ColumnError
-from likewise.shards.protocols import WriteResult
+from likewise.shards.protocols import StreamPosition, WriteResult
 from likewise.v1 import common_pb2, item_service_pb2_grpc
 from likewise.v1 import item_service_pb2 as pb
 
@@ -28,25 +29,36 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         metrics: Where writes are counted.
         executor: Runs Arrow and numpy work on large requests.
         stream_in_flight: Messages of one stream in work at the same time.
+        write_bytes: Bytes of upserts in work at the same time, of all calls and streams together.
     """
 
     def __init__(
-        self, *, galleries: Galleries, models: Models, metrics: Metrics, executor: Executor, stream_in_flight: int
+        self,
+        *,
+        galleries: Galleries,
+        models: Models,
+        metrics: Metrics,
+        executor: Executor,
+        stream_in_flight: int,
+        write_bytes: int,
     ) -> None:
         self._galleries = galleries
         self._metrics = metrics
         self._executor = executor
         self._packer = Packer(models=models, executor=executor)
         self._stream_in_flight = stream_in_flight
+        self._room = WriteRoom(write_bytes)
 
     async def Upsert(self, request: pb.UpsertRequest, context: Any) -> pb.UpsertResponse:
         """See item_service.proto."""
-        return await self._upsert(request)
+        with self._room.taken(request.ByteSize()):
+            response, _ = await self._apply(request, after=())
+            return response
 
     # The type stubs know handlers that yield; gRPC takes those that write as well.
     async def StreamUpsert(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         """See item_service.proto. Reading pauses while `stream_in_flight` messages are in work."""
-        stream = UpsertStream(self._upsert, in_flight=self._stream_in_flight)
+        stream = UpsertStream(self._apply, self._progress, in_flight=self._stream_in_flight, room=self._room)
         await stream.run(request_iterator, context.write)
 
     async def Get(self, request: pb.ItemServiceGetRequest, context: Any) -> pb.ItemServiceGetResponse:
@@ -102,15 +114,19 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
             count=sum(count for count, _ in counts), version=min(version for _, version in counts)
         )
 
-    async def _upsert(
-        self, request: pb.UpsertRequest, *, after: Sequence[asyncio.Future[None]] = ()
-    ) -> pb.UpsertResponse:
+    async def _apply(
+        self,
+        request: pb.UpsertRequest,
+        *,
+        after: Sequence[asyncio.Future[None]],
+        position: StreamPosition | None = None,
+    ) -> tuple[pb.UpsertResponse, float]:
         handle = self._handle(request.gallery)
         batch, warnings = await self._packer.pack(request.items, handle)
         if after:
             await asyncio.wait(after)
         try:
-            result = await handle.writer.upsert(batch, request_id=request.request_id)
+            result = await handle.writer.upsert(batch, request_id=request.request_id, position=position)
         except ColumnError as error:
             # It was packed for a description that has changed since.
             raise Unavailable(
@@ -118,7 +134,12 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
             ) from error
         access_log.current().rows = result.rows
         self._metrics.written.labels("upsert").inc(result.rows)
-        return pb.UpsertResponse(upserted=result.rows, version=_token(handle, result), warnings=warnings)
+        response = pb.UpsertResponse(upserted=result.rows, version=_token(handle, result), warnings=warnings)
+        return response, result.back_off_s
+
+    async def _progress(self, opening: pb.StreamUpsertOpening) -> int:
+        handle = self._handle(opening.gallery)
+        return await handle.writer.stream_progress(validate.request_id(opening.stream_id, "opening.stream_id"))
 
     def _handle(self, gallery: str) -> GalleryHandle:
         handle = self._galleries.get(validate.required(gallery, "gallery"))

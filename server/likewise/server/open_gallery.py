@@ -103,7 +103,7 @@ class OpenGallery:
 
     def _hand_out(self, spec: GallerySpec) -> GalleryHandle:
         handle = GalleryHandle(
-            spec, self._generation.shards, self.writer, read_only=isinstance(self.writer, ReadOnlyWriter)
+            spec, self._generation.shards, self.writer, self.writer, isinstance(self.writer, ReadOnlyWriter)
         )
         handles = self._generation.handles
         handles[:] = [kept for kept in handles if kept() is not None]

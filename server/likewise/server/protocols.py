@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from likewise.shards.protocols import F32, ShardSearch, Writer
+from likewise.shards.protocols import F32, BulkWriter, ShardSearch, Writer
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2, model_service_pb2
 
@@ -133,15 +133,23 @@ class Models(Protocol):
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class GalleryHandle:
-    """A gallery and the parts that serve it; `shards[i]` is shard number i; `read_only` ones take no writes.
+    """A gallery and the parts that serve it; `shards[i]` is shard number i.
 
     A call takes it once and keeps it: the shards of a handle serve until the last call that holds it has ended, or as
     good as that, also when the gallery has other ones by then.
+
+    Attributes:
+        spec: Its description.
+        shards: Its partitions.
+        writer: Its writer.
+        bulk: The writer once more, if it takes files of rows.
+        read_only: Whether it takes no writes, for good.
     """
 
     spec: GallerySpec
     shards: tuple[ShardSearch, ...]
     writer: Writer
+    bulk: BulkWriter | None = None
     read_only: bool = False
 
 

@@ -7,13 +7,13 @@ import pyarrow as pa
 
 from likewise.server.errors import FailedPrecondition
 from likewise.shards.gallery_store import GalleryStore
-from likewise.shards.protocols import DeltaSink, WriteResult
+from likewise.shards.protocols import DeltaSink, Stage, StreamPosition, WriteResult
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2
 
 
 class ReadOnlyWriter:
-    """A `protocols.Writer` that says no; it commits nothing to the store, not even maintenance.
+    """A `protocols.Writer` and `BulkWriter` that says no; it commits nothing to the store, not even maintenance.
 
     Args:
         gallery: Whose rows never change, so that followers have nothing to follow.
@@ -40,9 +40,26 @@ class ReadOnlyWriter:
         """The store version, for good."""
         return self._gallery.version
 
-    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+    async def upsert(
+        self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None
+    ) -> WriteResult:
         """Refuse; see `protocols.Writer.upsert`."""
-        del rows, request_id
+        del rows, request_id, position
+        self._refuse()
+
+    async def stage(self, rows: int) -> Stage:
+        """Refuse; see `protocols.BulkWriter.stage`."""
+        del rows
+        self._refuse()
+
+    async def commit_fragments(self, fragments: Sequence[str], *, request_id: str) -> WriteResult:
+        """Refuse; see `protocols.BulkWriter.commit_fragments`."""
+        del fragments, request_id
+        self._refuse()
+
+    async def stream_progress(self, stream_id: str) -> int:
+        """Refuse: no stream comes anywhere."""
+        del stream_id
         self._refuse()
 
     async def delete(

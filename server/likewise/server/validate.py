@@ -82,16 +82,16 @@ def item_ids(values: Sequence[str], field: str, *, most: int) -> tuple[str, ...]
     return ids
 
 
-def request_id(value: str) -> str:
-    """Return a request id that can travel in a header.
+def request_id(value: str, field: str = "request_id") -> str:
+    """Return an id of the caller's choice that can travel in a header.
 
     Raises:
         InvalidRequest: If it is longer than 128 characters or not printable ASCII.
     """
     if not 1 <= len(value) <= MAX_REQUEST_ID or not (value.isascii() and value.isprintable()):
         raise InvalidRequest(
-            f"request_id must be at most {MAX_REQUEST_ID} printable ASCII characters, got {len(value)}: {value[:64]!r}",
-            field="request_id",
+            f"{field} must be 1 to {MAX_REQUEST_ID} printable ASCII characters, got {len(value)}: {value[:64]!r}",
+            field=field,
         )
     return value
 

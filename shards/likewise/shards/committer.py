@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from likewise.shards import layout
+from likewise.shards import answers, layout
+from likewise.shards.answers import Mark
 from likewise.shards.columns import ColumnError, check_vectors
 from likewise.shards.failures import told_apart
 from likewise.shards.fence import Fenced
-from likewise.shards.gallery_store import Commit, GalleryStore
+from likewise.shards.gallery_store import NOTE_KEY, Commit, GalleryStore
 from likewise.shards.group import Delete, Upsert, fold
 from likewise.shards.maintenance import MaintenancePolicy, plan_compaction
 from likewise.shards.protocols import ShardError, StoreFailure, WriteResult
@@ -49,12 +50,20 @@ class Committer:
         return self._gallery.spec
 
     @property
+    def uri(self) -> str:
+        """The gallery's dataset."""
+        return self._gallery.uri
+
+    @property
     def version(self) -> int:
         """The version last committed."""
         return self._gallery.version
 
-    def prepare(self) -> None:
+    def prepare(self) -> list[tuple[int, str]]:
         """Take the gallery over and read what the first commit needs to know; see `GalleryStore.prepare`.
+
+        Returns:
+            What the newest commits kept of their writes, for `Answers.read_back`.
 
         A store that takes no writes now (a full disk) can be read all the same: the first commit tries again.
         """
@@ -63,23 +72,27 @@ class Committer:
         except StoreFailure as error:
             _log.warning("gallery %s can be read, but not written to yet: %s", self.spec.name, error)
         self._gallery.prepare()
+        return self._gallery.history.notes(NOTE_KEY, commits=answers.READ_BACK)
 
     def update_spec(self, spec: GallerySpec) -> Commit:
         """Store a changed description; see `GalleryStore.update_spec`."""
         self._own()
         return self._gallery.update_spec(spec)
 
-    def commit(self, writes: Sequence[Write]) -> tuple[list[Commit], list[WriteResult | Exception]]:
+    def commit(
+        self, writes: Sequence[Write], marks: Sequence[Mark]
+    ) -> tuple[list[Commit], list[WriteResult | Exception]]:
         """Commit the writes together or, if one is bad, one by one, so that it cannot spoil it for the others.
 
         Args:
             writes: Oldest first; a delete by filter comes alone, as it has to see everything before it.
+            marks: What each of them is known by; kept with the commit.
 
         Returns:
             The commits made, and for each write what became of it.
         """
         try:
-            commit, together = self._attempt(writes)
+            commit, together = self._attempt(writes, marks)
             return [commit], list(together)
         except (ShardError, ColumnError) as error:
             if len(writes) == 1:
@@ -87,15 +100,25 @@ class Committer:
             _log.warning("a group of %d writes failed, trying them one by one: %s", len(writes), error)
         commits: list[Commit] = []
         results: list[WriteResult | Exception] = []
-        for write in writes:
+        for write, mark in zip(writes, marks, strict=True):
             try:
-                commit, alone = self._attempt([write])
+                commit, alone = self._attempt([write], [mark])
             except (ShardError, ColumnError) as error:
                 results.append(error)
             else:
                 commits.append(commit)
                 results.extend(alone)
         return commits, results
+
+    def lend_stamps(self, rows: int) -> tuple[list[int], Commit]:
+        """See `GalleryStore.lend_stamps`."""
+        self._own()
+        return self._gallery.lend_stamps(rows)
+
+    def commit_fragments(self, fragments: Sequence[str], mark: Mark) -> tuple[int, Commit]:
+        """See `GalleryStore.commit_fragments`."""
+        self._own()
+        return self._gallery.commit_fragments(fragments, note=lambda rows: answers.to_text([(mark, rows)]))
 
     def compact(self) -> Commit | None:
         """Do one bounded step of compaction, or renew the barrier that holds up the clean-up; None if nothing is due.
@@ -131,14 +154,20 @@ class Committer:
             self._gallery.take_over()
             self._owned = True
 
-    def _attempt(self, writes: Sequence[Write]) -> tuple[Commit, list[WriteResult]]:
+    def _attempt(self, writes: Sequence[Write], marks: Sequence[Mark]) -> tuple[Commit, list[WriteResult]]:
         for write in writes:
             if isinstance(write, Upsert):
                 check_vectors(self.spec, write.rows)
         with told_apart("the write failed"):
             self._own()
             group = fold([Delete(self._matching(w)) if isinstance(w, common_pb2.Filter) else w for w in writes])
-            commit = self._gallery.commit(group.upserts, group.deleted_ids)
+
+            def note(existed: frozenset[str]) -> str:
+                return answers.to_text(
+                    (mark, tally.rows(existed)) for mark, tally in zip(marks, group.tallies, strict=True)
+                )
+
+            commit = self._gallery.commit(group.upserts, group.deleted_ids, note=note)
             return commit, [WriteResult(tally.rows(commit.existed), commit.version) for tally in group.tallies]
 
     def _matching(self, condition: common_pb2.Filter) -> list[str]:

@@ -7,9 +7,9 @@ rows: 20 ms against 45).
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,9 @@ from lance.fragment import write_fragments
 from lance.optimize import Compaction
 
 from likewise.shards import layout
+from likewise.shards.bulk import BLOCK_STAMPS, FRAGMENT_BYTES, StagedRows
+from likewise.shards.commit import Commit as Commit
+from likewise.shards.commit import Fragment as Fragment
 from likewise.shards.dataset_files import DatasetFiles, damage
 from likewise.shards.failures import told_apart
 from likewise.shards.fence import Fence, GalleryReadOnly, is_conflict
@@ -38,11 +41,11 @@ _log = logging.getLogger(__name__)
 SPEC_KEY: Final = "likewise"
 """Schema metadata key of the gallery's description."""
 
+NOTE_KEY: Final = "likewise.answers"
+"""Key of a commit's note in the properties of its transaction."""
+
 READ_ONLY_KEY: Final = "likewise.read_only"
 """Schema metadata key that is "true" in a gallery that takes no writes."""
-
-FRAGMENT_BYTES: Final = 128 << 20
-"""A bulk commit is cut into files of about this size, so that compaction never has to touch larger ones."""
 
 _LOOKUP_IDS: Final = 10_000
 """Ids looked up with one predicate: 55 ms in 2 M rows, where the parse of 100,000 would dominate."""
@@ -53,34 +56,6 @@ _INDEX_CACHE_BYTES: Final = 16 << 20
 _ADDRESS_BITS: Final = 32
 
 U64 = npt.NDArray[np.uint64]
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What a commit did.
-
-    Attributes:
-        base_version: Version before.
-        version: Version after; the same if there was nothing to do.
-        upserts: The rows written, in the store's schema.
-        deleted_ids: Ids that were there and are gone.
-        existed: All ids named in the commit that were there before it.
-    """
-
-    base_version: int
-    version: int
-    upserts: pa.RecordBatch
-    deleted_ids: Sequence[str]
-    existed: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    """One file of rows: its id, rows in the file, and how many of them are retired."""
-
-    id: int
-    rows: int
-    deleted: int
 
 
 class GalleryStore:
@@ -201,12 +176,19 @@ class GalleryStore:
                 hashes = self._dataset.to_table(columns=["shard_hash"])["shard_hash"]
                 self._known = KnownIds(hashes.to_numpy())
 
-    def commit(self, upserts: pa.Table | None, deleted_ids: Sequence[str] = ()) -> Commit:
+    def commit(
+        self,
+        upserts: pa.Table | None,
+        deleted_ids: Sequence[str] = (),
+        *,
+        note: Callable[[frozenset[str]], str] = lambda _: "",
+    ) -> Commit:
         """Write rows and delete ids as one version, all or nothing.
 
         Args:
             upserts: Rows in `layout.input_schema`, each id once; None or empty for none.
             deleted_ids: Ids to delete, none of them in `upserts`; those that are not there are no error.
+            note: Text to keep with the commit, given `Commit.existed`; "" for none. See `History.notes`.
 
         Raises:
             Fenced: If another writer has taken the gallery over; nothing is stored, unless it says otherwise.
@@ -223,8 +205,49 @@ class GalleryStore:
             gone = [item_id for item_id in dict.fromkeys(deleted_ids) if item_id in existed]
             if rows is None and not gone:
                 return Commit(base, base, layout.empty_batch(self._spec), (), existed)
-            self._write(rows, addresses)
+            self._write(rows, addresses, note(existed))
             return self._committed(base, layout.empty_batch(self._spec) if rows is None else rows, gone, existed)
+
+    def lend_stamps(self, rows: int) -> tuple[list[int], Commit]:
+        """First stamps of enough blocks for so many rows: each of a version that writes no rows itself."""
+        with self._committing("no stamps could be lent"):
+            self._follow()
+            base = self.version
+            firsts: list[int] = []
+            for _ in range(-(-rows // BLOCK_STAMPS)):
+                nothing = lance.LanceOperation.Update(removed_fragment_ids=[], updated_fragments=[], new_fragments=[])
+                self._commit(lance.Transaction(self.version, nothing))
+                firsts.append(layout.first_stamp(self.version))
+            return firsts, self._committed(base, layout.empty_batch(self._spec), [], frozenset())
+
+    def commit_fragments(self, descriptions: Sequence[str], *, note: Callable[[int], str]) -> tuple[int, Commit]:
+        """Commit files that `bulk.write` wrote as one version, all or nothing; ids that are there are replaced.
+
+        Args:
+            descriptions: What `bulk.write` gave, in the order in which the last row of an id stays.
+            note: As for `commit`, given how many ids are written.
+
+        Returns:
+            Distinct ids, and the commit.
+
+        Raises:
+            FragmentsUnusable: If a file cannot be used; nothing is stored.
+            Fenced: If another writer has taken the gallery over.
+            StoreFailure: If the store refused; nothing is stored.
+        """
+        with self._committing("the files could not be committed"):
+            self.prepare()
+            assert self._known is not None
+            base = self.version
+            rows = StagedRows(self._dataset, descriptions)
+            superseded = rows.superseded()
+            maybe = np.setdiff1d(np.flatnonzero(self._known.may_contain(rows.hashes)), superseded, assume_unique=True)
+            _, addresses = self._locate(rows.ids(maybe))
+            distinct = len(rows.hashes) - len(superseded)
+            self._put(rows.fragments_without(superseded), addresses, note(distinct))
+            self._known.add(rows.hashes)
+            done = self._committed(base, layout.empty_batch(self._spec), [], frozenset())
+            return distinct, replace(done, whole=False)
 
     def update_spec(self, spec: GallerySpec) -> Commit:
         """Store a changed description; attributes that it adds become columns of nulls.
@@ -332,19 +355,23 @@ class GalleryStore:
             addresses.append(table["_rowaddr"].to_numpy())
         return found, np.unique(np.concatenate(addresses)) if addresses else np.empty(0, np.uint64)
 
-    def _write(self, rows: pa.RecordBatch | None, retired: U64) -> None:
-        base = self.version
+    def _write(self, rows: pa.RecordBatch | None, retired: U64, note: str) -> None:
         fragments: list[Any] = []
         if rows is not None:
             per_file = max(1, FRAGMENT_BYTES // layout.row_bytes(self._spec))
             table = pa.Table.from_batches([rows])
             fragments = write_fragments(table, self._dataset, mode="append", max_rows_per_file=per_file)
+        self._put(fragments, retired, note)
+
+    def _put(self, fragments: list[Any], retired: U64, note: str) -> None:
+        base = self.version
         updated, removed = self._retire(retired)
         sync_files(self._files.rows_of(fragments) | self._files.deletions_of(updated))
         operation = lance.LanceOperation.Update(
             removed_fragment_ids=removed, updated_fragments=updated, new_fragments=fragments
         )
-        self._commit(lance.Transaction(base, operation))
+        properties = {NOTE_KEY: note} if note else {}
+        self._commit(lance.Transaction(base, operation, transaction_properties=properties))
         if self.version != base + 1:
             _log.error("another process committed versions %d to %d meanwhile", base + 1, self.version - 1)
 

@@ -1,5 +1,6 @@
 """Which versions of a gallery stay: tags, versions in use, and what a clean-up may forget."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from likewise.shards.dataset_files import DatasetFiles
 from likewise.shards.failures import is_missing, told_apart
 from likewise.shards.protocols import HistoryGone, ShardError, StoreFailure
 from likewise.shards.sync import sync_files
+
+_log = logging.getLogger(__name__)
 
 
 class TagExists(ShardError):
@@ -59,6 +62,24 @@ class History:
         """The newest version in the store, whoever committed it."""
         with told_apart("reading the store's version"):
             return int(self._reader.latest_version)
+
+    def notes(self, key: str, *, commits: int) -> list[tuple[int, str]]:
+        """What the newest commits kept under a key of their transactions: (version, text), oldest first.
+
+        Ends where a version has been cleaned up or came without its transaction, as that of a copied gallery does.
+        """
+        newest = self.newest_version()
+        dataset = self.checkout(newest)
+        found: list[tuple[int, str]] = []
+        for version in range(newest, max(0, newest - commits), -1):
+            try:
+                transaction = dataset.read_transaction(version)
+            except Exception as error:
+                _log.debug("no transaction of version %d: %s", version, error)
+                break
+            if transaction is not None and (text := (transaction.transaction_properties or {}).get(key)):
+                found.append((version, text))
+        return found[::-1]
 
     def checkout(self, version: int) -> Any:
         """A `lance.LanceDataset` at a version.

@@ -50,9 +50,11 @@ class KnownIds:
 
     def add(self, hashes: I64) -> None:
         """Remember hashes of ids that are now in the store."""
-        self._recent.update(hashes.tolist())
-        if len(self._recent) > RECENT:
-            recent = np.sort(np.fromiter(self._recent, dtype=np.int64, count=len(self._recent)))
+        if len(hashes) <= RECENT:
+            self._recent.update(hashes.tolist())
+        if len(hashes) > RECENT or len(self._recent) > RECENT:
+            recent = np.fromiter(self._recent, dtype=np.int64, count=len(self._recent))
+            recent = np.unique(np.concatenate([recent, hashes]) if len(hashes) > RECENT else recent)
             self._recent = set()
             recent = recent[~self.may_contain(recent)]
             # Copies once instead of sorting everything again.

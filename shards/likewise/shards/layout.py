@@ -79,12 +79,17 @@ def stamped(rows: pa.Table, spec: GallerySpec, version: int) -> pa.RecordBatch:
     Raises:
         ValueError: If there are more rows than a commit can hold.
     """
+    if rows.num_rows >= MAX_COMMIT_ROWS:
+        raise ValueError(f"a commit holds fewer than {MAX_COMMIT_ROWS} rows, got {rows.num_rows}")
+    return stamped_from(rows, spec, first_stamp(version))
+
+
+def stamped_from(rows: pa.Table, spec: GallerySpec, first: int) -> pa.RecordBatch:
+    """Rows in `input_schema`, by name, as one batch in `store_schema` with stamps from `first` on."""
     n = rows.num_rows
-    if n >= MAX_COMMIT_ROWS:
-        raise ValueError(f"a commit holds fewer than {MAX_COMMIT_ROWS} rows, got {n}")
     made = {
         "shard_hash": pa.array(shard_hashes(rows["id"].to_pylist())),
-        "stamp": pa.array(np.arange(n, dtype=np.int64) + first_stamp(version)),
+        "stamp": pa.array(np.arange(n, dtype=np.int64) + first),
     }
     schema = store_schema(spec)
     return pa.record_batch(

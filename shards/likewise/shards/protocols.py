@@ -50,6 +50,14 @@ class StoreFailure(ShardError):
     """The store refused a commit (disk full, permission, conflict); nothing was acknowledged."""
 
 
+class FragmentsUnusable(ShardError):
+    """Files of rows that cannot be committed; nothing was. `committed`: because one is part of the gallery already."""
+
+    def __init__(self, message: str, *, committed: bool = False) -> None:
+        super().__init__(message)
+        self.committed = committed
+
+
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
     """What all queries of one call share; hashable, so that equal calls can run as one batch.
@@ -207,23 +215,49 @@ class DeltaSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """A committed write: `rows` distinct ids written or deleted, visible from store version `version`."""
+    """A committed write.
+
+    Attributes:
+        rows: Distinct ids written or deleted.
+        version: Store version from which that is visible.
+        back_off_s: More than half of what may wait is waiting: seconds after which that is done; else 0.
+    """
 
     rows: int
     version: int
+    back_off_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPosition:
+    """Where in a stream of upserts a write stands.
+
+    Attributes:
+        stream_id: The caller's name of the stream, unique.
+        sequence: Number of the message, from 1 and without gaps.
+        settled: Every message up to this one is committed, or refused with the caller's knowledge.
+    """
+
+    stream_id: str
+    sequence: int
+    settled: int
 
 
 class Writer(Protocol):
     """The one writer of a gallery."""
 
-    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+    async def upsert(
+        self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None
+    ) -> WriteResult:
         """Commit rows and return after the commit.
 
         Args:
             rows: Columns id (string, valid, an id twice: the last wins), content (int64), for each space vector_<space>
                 (fixed-size list of float32, unit length, finite) and norm_<space> (float32), and the schema's
                 attributes; the writer adds shard_hash and stamp.
-            request_id: A retry with the same one returns the first result (remembered for a while).
+            request_id: A retry with the same one returns the first result: that of the last 10,000 writes while the
+                writer lives, of the newest commits' when it was restarted.
+            position: Place in a stream; counts instead of the request id, for the same purpose.
 
         Raises:
             Overloaded: If the queue is full by rows or bytes.
@@ -238,8 +272,47 @@ class Writer(Protocol):
         """Delete by id, or everything a filter matches in the newest version, and return after the commit."""
         ...
 
+    async def stream_progress(self, stream_id: str) -> int:
+        """Sequence up to which every message of a stream is settled, see `StreamPosition`; 0 if it is not known."""
+        ...
+
     async def version(self) -> int:
         """The newest committed store version."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where rows may be written beside a writer.
+
+    Attributes:
+        uri: The gallery's dataset.
+        first_stamps: Of blocks of `bulk.BLOCK_STAMPS` stamps that nobody else uses.
+    """
+
+    uri: str
+    first_stamps: Sequence[int]
+
+
+class BulkWriter(Protocol):
+    """A writer that takes rows which others have written into the gallery's folder; see `bulk`."""
+
+    async def stage(self, rows: int) -> Stage:
+        """Lend stamps for so many rows."""
+        ...
+
+    async def commit_fragments(self, fragments: Sequence[str], *, request_id: str) -> WriteResult:
+        """Commit files of rows as one version, all or nothing; ids that are there are replaced.
+
+        Args:
+            fragments: As `bulk.write` gave them; of an id in several rows the last one stays.
+            request_id: As for `Writer.upsert`.
+
+        Raises:
+            FragmentsUnusable: If a file cannot be used; nothing is stored.
+            StoreFailure: If the commit failed; nothing is stored.
+            Unavailable: If the writer drains.
+        """
         ...
 
 

@@ -8,23 +8,39 @@ deletes by filter, changes of the description and compaction never meet each oth
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
 
 import pyarrow as pa
 
+from likewise.shards.answers import Answers, Mark
 from likewise.shards.columns import check_input
 from likewise.shards.committer import Committer, Match, Write
 from likewise.shards.delivery import Delivery
 from likewise.shards.gallery_store import Commit, GalleryStore
 from likewise.shards.group import Delete, Upsert
 from likewise.shards.maintenance import MaintenancePolicy
-from likewise.shards.protocols import Delta, DeltaSink, Overloaded, StoreFailure, Unavailable, WriteResult
+from likewise.shards.protocols import (
+    Delta,
+    DeltaSink,
+    Overloaded,
+    Stage,
+    StoreFailure,
+    StreamPosition,
+    Unavailable,
+    WriteResult,
+)
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2
+
+T = TypeVar("T")
+
+_SHORTEST_WAIT_S: Final = 0.05
+_LONGEST_WAIT_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +54,7 @@ class WriterLimits:
         queue_bytes: Bytes of rows that may wait.
         group_rows: A commit takes no further request once it has so many rows.
         group_bytes: Likewise in bytes.
-        results: Results remembered by request id.
+        results: Answers remembered by request id or place in a stream, and streams.
         pause_s: Idle time after which maintenance begins.
         drain_s: How long `GalleryWriter.close` waits for followers; they catch up from the store later.
     """
@@ -55,7 +71,7 @@ class WriterLimits:
 @dataclass(slots=True, eq=False)
 class _Request:
     write: Write
-    request_id: str
+    mark: Mark
     rows: int
     size: int
     started: bool = False
@@ -80,9 +96,10 @@ class GalleryWriter:
         self._queue: deque[_Request] = deque()
         self._rows = 0
         self._bytes = 0
-        self._pending: dict[str, _Request] = {}
-        self._results: OrderedDict[str, WriteResult] = OrderedDict()
+        self._pending: dict[str | tuple[str, int], _Request] = {}
+        self._answers = Answers(self._limits.results)
         self._wake = asyncio.Event()
+        self._bulk = asyncio.Lock()
         self._delivery = Delivery()
         self._commit_thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._clean_thread = ThreadPoolExecutor(1, thread_name_prefix="clean-up")
@@ -107,7 +124,8 @@ class GalleryWriter:
         Raises:
             StoreFailure: If the store cannot be read.
         """
-        await asyncio.get_running_loop().run_in_executor(self._commit_thread, self._committer.prepare)
+        kept = await asyncio.get_running_loop().run_in_executor(self._commit_thread, self._committer.prepare)
+        self._answers.read_back(kept)
         self._version = self._cleaned_version = self._committer.version
         self._task = asyncio.create_task(self._run(), name=f"writer-{self.spec.name}")
 
@@ -137,14 +155,21 @@ class GalleryWriter:
         """The newest committed store version."""
         return self._version
 
-    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+    async def upsert(
+        self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None
+    ) -> WriteResult:
         """Commit rows; see `protocols.Writer.upsert`.
 
         Raises:
             ColumnError: If the rows are not in `layout.input_schema`, or a vector is not finite.
         """
         check_input(self.spec, rows)
-        return await self._submit(Upsert(rows), rows=rows.num_rows, size=rows.nbytes, request_id=request_id)
+        mark = Mark(request_id, position)
+        return await self._submit(Upsert(rows), rows=rows.num_rows, size=rows.nbytes, mark=mark)
+
+    async def stream_progress(self, stream_id: str) -> int:
+        """See `protocols.Writer.stream_progress`."""
+        return self._answers.settled(stream_id)
 
     async def delete(
         self, *, ids: Sequence[str] = (), filter: common_pb2.Filter | None = None, request_id: str = ""
@@ -163,17 +188,45 @@ class GalleryWriter:
         if filter is not None:
             copy = common_pb2.Filter()
             copy.CopyFrom(filter)
-            return await self._submit(copy, rows=1, size=copy.ByteSize(), request_id=request_id)
+            return await self._submit(copy, rows=1, size=copy.ByteSize(), mark=Mark(request_id))
         size = sum(map(len, ids))
-        return await self._submit(Delete(tuple(ids)), rows=len(ids), size=size, request_id=request_id)
+        return await self._submit(Delete(tuple(ids)), rows=len(ids), size=size, mark=Mark(request_id))
+
+    async def stage(self, rows: int) -> Stage:
+        """See `protocols.BulkWriter.stage`."""
+        self._refuse_if_closing()
+
+        def lend() -> tuple[list[int], Commit]:
+            return self._committer.lend_stamps(rows)
+
+        return Stage(self._committer.uri, await asyncio.shield(asyncio.create_task(self._committed(lend))))
+
+    async def commit_fragments(self, fragments: Sequence[str], *, request_id: str) -> WriteResult:
+        """See `protocols.BulkWriter.commit_fragments`."""
+        self._refuse_if_closing()
+        mark = Mark(request_id)
+
+        async def commit() -> WriteResult:
+            async with self._bulk:  # so that a repetition finds the answer of the one under way
+                if (known := self._answers.find(mark, version=self._version)) is not None:
+                    return known
+                rows = await self._committed(lambda: self._committer.commit_fragments(fragments, mark))
+                result = WriteResult(rows, self._version)
+                self._answers.add(mark, result)
+                return result
+
+        return await asyncio.shield(asyncio.create_task(commit()))
 
     async def update_spec(self, spec: GallerySpec) -> int:
         """Store a changed description and return the version that has it; see `GalleryStore.update_spec`."""
-        if self._closing:
-            raise Unavailable(f"the writer of gallery {self.spec.name!r} is not taking changes")
+        self._refuse_if_closing()
         work = asyncio.create_task(self._on_commit_thread(lambda: self._committer.update_spec(spec)))
         # Once begun it is committed, and then the followers have to hear of it, whether or not the caller still waits.
         return (await asyncio.shield(work)).version
+
+    def _refuse_if_closing(self) -> None:
+        if self._closing:
+            raise Unavailable(f"the writer of gallery {self.spec.name!r} is not taking changes")
 
     async def maintain(self) -> None:
         """Do all maintenance that is due now."""
@@ -182,20 +235,20 @@ class GalleryWriter:
         if self._cleaning is not None:
             await asyncio.wait([self._cleaning])
 
-    async def _submit(self, write: Write, *, rows: int, size: int, request_id: str) -> WriteResult:
-        if request_id and (known := self._results.get(request_id)) is not None:
+    async def _submit(self, write: Write, *, rows: int, size: int, mark: Mark) -> WriteResult:
+        if (known := self._answers.find(mark, version=self._version)) is not None:
             return known
-        request = self._pending.get(request_id) if request_id else None
+        request = self._pending.get(mark.key) if mark.key else None
         if request is None:
             if self._closing or self._task is None:
                 raise Unavailable(f"the writer of gallery {self.spec.name!r} is not taking writes")
             if rows == 0:
                 return WriteResult(0, self._version)
             self._admit(rows, size)
-            request = _Request(write, request_id, rows, size)
+            request = _Request(write, mark, rows, size)
             self._queue.append(request)
-            if request_id:
-                self._pending[request_id] = request
+            if mark.key:
+                self._pending[mark.key] = request
             self._wake.set()
         waiter: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
         request.waiters.append(waiter)
@@ -216,7 +269,7 @@ class GalleryWriter:
             raise Overloaded(
                 f"the write queue is full: {self._rows} rows and {self._bytes} bytes wait, "
                 f"at most {limits.queue_rows} rows and {limits.queue_bytes} bytes may; got {rows} rows, {size} bytes",
-                retry_after_s=min(5.0, max(0.05, self._rows / self._rows_per_s)),
+                retry_after_s=min(_LONGEST_WAIT_S, max(_SHORTEST_WAIT_S, self._rows / self._rows_per_s)),
             )
         self._rows += rows
         self._bytes += size
@@ -224,8 +277,16 @@ class GalleryWriter:
     def _forget(self, request: _Request) -> None:
         self._rows -= request.rows
         self._bytes -= request.size
-        if request.request_id:
-            self._pending.pop(request.request_id, None)
+        if request.mark.key:
+            self._pending.pop(request.mark.key, None)
+
+    def _back_off_s(self) -> float:
+        """How long until half of what may wait is done; 0 while less than that is waiting."""
+        limits = self._limits
+        load = max(self._rows / limits.queue_rows, self._bytes / limits.queue_bytes)
+        if load <= 0.5:
+            return 0.0
+        return min(_LONGEST_WAIT_S, max(_SHORTEST_WAIT_S, (1 - 0.5 / load) * self._rows / self._rows_per_s))
 
     async def _run(self) -> None:
         while self._queue or not self._closing:
@@ -246,10 +307,11 @@ class GalleryWriter:
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
         writes = [request.write for request in requests]
+        marks = [request.mark for request in requests]
         commits: list[Commit] = []
         results: list[WriteResult | Exception]
         try:
-            commits, results = await loop.run_in_executor(self._commit_thread, self._committer.commit, writes)
+            commits, results = await loop.run_in_executor(self._commit_thread, self._committer.commit, writes, marks)
         except Exception:
             # Whatever this was, those who wait have to hear of it and the next group has to go on.
             _log.exception("a group of %d writes failed unexpectedly", len(requests))
@@ -285,10 +347,9 @@ class GalleryWriter:
 
     def _answer(self, request: _Request, result: WriteResult | Exception) -> None:
         self._forget(request)
-        if request.request_id and isinstance(result, WriteResult):
-            self._results[request.request_id] = result
-            if len(self._results) > self._limits.results:
-                self._results.popitem(last=False)
+        if isinstance(result, WriteResult):
+            self._answers.add(request.mark, result)
+            result = replace(result, back_off_s=self._back_off_s())
         for waiter in request.waiters:
             if waiter.done():
                 continue
@@ -299,8 +360,17 @@ class GalleryWriter:
 
     def _publish(self, commit: Commit) -> None:
         self._version = max(self._version, commit.version)
-        if commit.version != commit.base_version:
+        if not commit.whole:
+            # Followers see a gap and read what was written from the store.
+            commit = replace(commit, base_version=commit.version)
+            self._delivery.publish(Delta(commit.version, commit.version, commit.upserts, ()))
+        elif commit.version != commit.base_version:
             self._delivery.publish(Delta(commit.base_version, commit.version, commit.upserts, commit.deleted_ids))
+
+    async def _committed(self, work: Callable[[], tuple[T, Commit]]) -> T:
+        result, commit = await asyncio.get_running_loop().run_in_executor(self._commit_thread, work)
+        self._publish(commit)
+        return result
 
     async def _on_commit_thread(self, work: Callable[[], Commit]) -> Commit:
         commit = await asyncio.get_running_loop().run_in_executor(self._commit_thread, work)

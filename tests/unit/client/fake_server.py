@@ -83,6 +83,10 @@ class FakeServer:
         arrived: Released by each call that waits.
         given_up: Released by each call whose caller gave up.
         bad_rows: Ids that an upsert refuses, naming the row.
+        opened: Ids of the streams of upserts, each time that one was opened.
+        ended: Ids of those that their clients ended well.
+        back_off_s: What acknowledgements on streams tell.
+        lost_answers: Upserts on streams whose answer is lost, with the stream.
         index_states: States that the next Stats calls report; then ready.
     """
 
@@ -97,6 +101,10 @@ class FakeServer:
         self.index_states: deque[gallery_service_pb2.IndexState.ValueType] = deque()
         self.galleries: dict[str, Gallery] = {}
         self.applied: set[str] = set()
+        self.opened: list[str] = []
+        self.ended: list[str] = []
+        self.back_off_s = 0.0
+        self.lost_answers = 0
         self.page_size = 3
         self.address = ""
         self._made = 0
@@ -119,7 +127,7 @@ class FakeServer:
             ThreadPoolExecutor(8), interceptors=[_Recorder(self)], options=self._options, maximum_concurrent_rpcs=None
         )
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(_Search(self), server)  # type: ignore[abstract]
-        item_service_pb2_grpc.add_ItemServiceServicer_to_server(_Items(self), server)  # type: ignore[abstract]
+        item_service_pb2_grpc.add_ItemServiceServicer_to_server(_Items(self), server)
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(_Galleries(self), server)  # type: ignore[abstract]
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(), server)
         health_pb2_grpc.add_HealthServicer_to_server(_Health(), server)
@@ -175,6 +183,24 @@ class _Recorder(grpc.ServerInterceptor):
             self._server.enter(Received(method, request, request.ByteSize(), metadata), context)
             return handler.unary_unary(request, context)
 
+        def stream(requests: Iterator[Request], context: Context) -> Iterator[Any]:
+            for message in requests:
+                if message.HasField("opening"):
+                    self._server.opened.append(message.opening.stream_id)
+                    yield item_service_pb2.StreamUpsertResponse(opened=item_service_pb2.StreamUpsertOpened())
+                    continue
+                # Known to the fake by its place in the stream, as to a server.
+                message.request.request_id = f"{self._server.opened[-1]}/{message.sequence}"
+                self._server.enter(Received("Upsert", message.request, message.ByteSize(), metadata), context)
+                yield handler.stream_stream(message, context)
+            self._server.ended.append(self._server.opened[-1])
+
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                stream,
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
         return grpc.unary_unary_rpc_method_handler(
             behaviour,
             request_deserializer=handler.request_deserializer,
@@ -261,14 +287,35 @@ class _Items(item_service_pb2_grpc.ItemServiceServicer):
     def __init__(self, server: FakeServer) -> None:
         self._server = server
 
+    def StreamUpsert(self, message: Any, context: Context) -> Any:
+        answer = item_service_pb2.StreamUpsertResponse(sequence=message.sequence)
+        bad = self._bad(message.request.items)
+        if bad is not None:
+            answer.error.CopyFrom(bad.status())
+            return answer
+        answer.response.CopyFrom(self.Upsert(message.request, context))
+        if self._server.lost_answers:
+            self._server.lost_answers -= 1
+            abort(context, Failure(grpc.StatusCode.UNAVAILABLE, "the connection is gone", "LOST"))
+        if self._server.back_off_s:
+            answer.back_off.FromNanoseconds(int(self._server.back_off_s * 1e9))
+        return answer
+
+    def _bad(self, items: item_service_pb2.Items) -> Failure | None:
+        for row, item in enumerate(items.ids):
+            if item in self._server.bad_rows:
+                kind = {"images": "images.data", "texts": "texts.values"}.get(
+                    items.WhichOneof("content") or "", "vectors"
+                )
+                place = f"items.{kind}[{row}]"
+                return Failure(grpc.StatusCode.INVALID_ARGUMENT, f"{place} is bad", "BAD", field=place)
+        return None
+
     def Upsert(self, request: Request, context: Context) -> Any:
         gallery = self._server.gallery(request.gallery, context)
         items = request.items
-        for row, item in enumerate(items.ids):
-            if item in self._server.bad_rows:
-                kind = {"images": "images.data", "texts": "texts.values"}.get(items.WhichOneof("content"), "vectors")
-                place = f"items.{kind}[{row}]"
-                abort(context, Failure(grpc.StatusCode.INVALID_ARGUMENT, f"{place} is bad", "BAD", field=place))
+        if (bad := self._bad(items)) is not None:
+            abort(context, bad)
         with self._server.lock:
             if request.request_id not in self._server.applied:
                 self._server.applied.add(request.request_id)

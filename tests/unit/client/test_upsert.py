@@ -12,7 +12,18 @@ from tests.unit.client.conftest import Connect
 from tests.unit.client.fake_failures import Failure
 from tests.unit.client.fake_server import FakeServer
 
-from likewise.client import InvalidArgument, InvalidType, MessageTooLarge, NotFound
+from likewise.client import (
+    DeadlineExceeded,
+    InvalidArgument,
+    InvalidType,
+    MessageTooLarge,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from likewise.client.rpc import UPSERT, Call
+from likewise.client.upsert_stream import Window
+from likewise.v1 import item_service_pb2 as item_pb
 
 LIMIT = 64 << 10  # a thousandth of the real one: 200 MiB become 200 KiB
 
@@ -213,13 +224,80 @@ def test_a_chunk_that_met_unavailable_is_sent_again_under_its_own_id(server: Fak
     assert (result.upserted, gallery.count()) == (10, 10)
 
 
-def test_chunks_of_one_request_id_have_ids_of_their_own(server: FakeServer, gallery: Any) -> None:
+def test_an_upsert_repeated_with_its_request_id_is_the_same_stream_again(server: FakeServer, gallery: Any) -> None:
     for _ in range(2):
         gallery.upsert(_ids(1000), vectors=np.ones((1000, 64)), request_id="again")
 
     ids = [call.request.request_id for call in server.calls("Upsert")]
+    assert server.opened == server.ended == ["again", "again"]
     assert len(set(ids)) * 2 == len(ids)
-    assert all(one.startswith("again.") for one in ids)
+    assert gallery.version.version == len(set(ids))
+
+
+def test_a_stream_that_breaks_is_taken_up_again_and_nothing_is_applied_twice(server: FakeServer, gallery: Any) -> None:
+    server.lost_answers = 2
+
+    result = gallery.upsert(_ids(1000), vectors=np.ones((1000, 64)))
+
+    ids = [call.request.request_id for call in server.calls("Upsert")]
+    assert len(server.opened) == 3
+    assert len(set(server.opened)) == 1
+    assert len(ids) >= len(set(ids)) + 2
+    assert result.version.version == len(set(ids))  # one version a chunk
+    assert gallery.count() == 1000
+
+
+def test_a_stream_that_breaks_without_an_answer_five_times_in_a_row_is_given_up(
+    server: FakeServer, gallery: Any
+) -> None:
+    server.fail("Upsert", *[Failure(StatusCode.UNAVAILABLE, "draining", "DRAINING")] * 5)
+
+    with pytest.raises(Unavailable, match="draining") as caught:
+        gallery.upsert(_ids(1000), vectors=np.ones((1000, 64)))
+
+    assert caught.value.upsert is not None
+    assert (caught.value.upsert.stored, len(caught.value.upsert.not_stored)) == (0, 1000)
+    assert len(server.opened) == 5
+
+
+def test_a_full_queue_is_told_and_not_tried_again_and_again(server: FakeServer, gallery: Any) -> None:
+    server.fail("Upsert", *[Failure(StatusCode.RESOURCE_EXHAUSTED, "the write queue is full", "QUEUE_FULL")] * 2)
+
+    with pytest.raises(ResourceExhausted, match="the write queue is full"):
+        gallery.upsert(_ids(1000), vectors=np.ones((1000, 64)))
+
+
+def test_a_stream_that_is_asked_to_wait_goes_on_afterwards(server: FakeServer, gallery: Any) -> None:
+    server.back_off_s = 0.005
+
+    gallery.upsert(_ids(1000), vectors=np.ones((1000, 64)))
+
+    assert gallery.count() == 1000
+
+
+def test_while_a_stream_is_asked_to_wait_only_answers_are_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("likewise.client.upsert_stream.time.monotonic", lambda: now[0])
+    window: Window[int, int] = Window("g", "s")
+    call = Call(UPSERT, item_pb.UpsertRequest(), lambda _: 7, "r")
+    sent = [window.add(key, call) for key in (1, 2)]
+    answer = item_pb.StreamUpsertResponse(sequence=1, response=item_pb.UpsertResponse())
+    answer.back_off.FromNanoseconds(2_000_000_000)
+
+    assert not window.full
+    assert window.answered(answer) == (1, 7)
+    assert (window.full, window.pause_s) == (True, 2.0)
+    now[0] += 2.0
+    assert (window.full, window.pause_s) == (False, 0.0)
+    assert [(message.sequence, message.acknowledged) for message in sent] == [(1, 0), (2, 0)]
+    assert window.add(3, call).acknowledged == 1
+
+
+def test_a_stream_without_an_acknowledgement_in_time_is_given_up(server: FakeServer, gallery: Any) -> None:
+    server.gate.clear()
+
+    with pytest.raises(DeadlineExceeded, match=r"no acknowledgement for 0\.2 s"):
+        gallery.upsert(_ids(1000), vectors=np.ones((1000, 64)), timeout=0.2)
 
 
 def test_progress_counts_the_items_stored(gallery: Any) -> None:

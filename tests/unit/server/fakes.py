@@ -16,7 +16,7 @@ from likewise.server.errors import AlreadyExists, InvalidRequest, NotFound
 from likewise.server.protocols import Encoded, Family, GalleryHandle
 from likewise.shards.attributes import align, table_schema
 from likewise.shards.filter import compile_filter, filter_key
-from likewise.shards.protocols import F32, Rows, SearchOptions, ShardHits, WriteResult
+from likewise.shards.protocols import F32, Rows, SearchOptions, ShardHits, StreamPosition, WriteResult
 from likewise.shards.spec import GallerySpec, shard_hash
 from likewise.v1 import common_pb2, gallery_service_pb2, model_service_pb2
 from likewise.v1 import search_service_pb2 as pb
@@ -188,16 +188,25 @@ class FakeWriter:
     Attributes:
         failure: Raised instead of committing while set.
         log: Ids of each commit.
+        positions: Places in streams of each upsert.
+        settled: What it says of a stream's progress.
+        back_off_s: What it tells everybody.
     """
 
     shards: tuple[FakeShard, ...]
     committed: int = 1
     failure: Exception | None = None
     log: list[list[str]] = field(default_factory=list)
+    positions: list[StreamPosition | None] = field(default_factory=list)
+    settled: dict[str, int] = field(default_factory=dict)
+    back_off_s: float = 0.0
 
-    async def upsert(self, rows: pa.RecordBatch, *, request_id: str = "") -> WriteResult:
+    async def upsert(
+        self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None
+    ) -> WriteResult:
         if self.failure is not None:
             raise self.failure
+        self.positions.append(position)
         space = self.shards[0].spec.space().name
         written = set()
         for row in rows.to_pylist():
@@ -223,7 +232,10 @@ class FakeWriter:
         self.committed += 1
         for shard in self.shards:
             shard.version = self.committed
-        return WriteResult(rows=rows, version=self.committed)
+        return WriteResult(rows=rows, version=self.committed, back_off_s=self.back_off_s)
+
+    async def stream_progress(self, stream_id: str) -> int:
+        return self.settled.get(stream_id, 0)
 
     async def version(self) -> int:
         return self.committed

@@ -26,13 +26,13 @@ class GatedGallery(GalleryStore):
         self.commits = 0
         self.refused: set[str] = set()
 
-    def commit(self, upserts: pa.Table | None, deleted_ids: Sequence[str] = ()) -> Commit:
+    def commit(self, upserts: pa.Table | None, deleted_ids: Sequence[str] = (), **options: Any) -> Commit:
         self.at_gate.release()
         assert self.gate.wait(30)
         self.commits += 1
         if upserts is not None and self.refused & set(upserts["id"].to_pylist()):
             raise StoreFailure("no space left on the store's device")
-        return super().commit(upserts, deleted_ids)
+        return super().commit(upserts, deleted_ids, **options)
 
     async def reached(self) -> None:
         """Return once a commit waits at the gate."""

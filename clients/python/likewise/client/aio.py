@@ -28,6 +28,7 @@ from likewise.client.results import Composition, Explanation, Hits
 from likewise.client.rpc import Call
 from likewise.client.snapshots import Export, Snapshot
 from likewise.client.transport import AsyncTransport, in_thread
+from likewise.client.upsert_stream import Window, async_upsert_stream
 from likewise.client.upserts import UpsertResult
 from likewise.client.versions import GalleryMemory, VersionToken
 from likewise.wire import MAX_MESSAGE_BYTES
@@ -272,14 +273,21 @@ class AsyncGallery:
             schema=await self._schema(columns, timeout),
             thumbnails=thumbnails,
         )
-        tally = upserts.Tally(prepared, max_bytes=self._transport.config.max_message_bytes, request_id=request_id)
+        limit = self._transport.config.max_message_bytes
+        tally = await asyncio.to_thread(upserts.Tally, prepared, max_bytes=limit, request_id=request_id)
 
         async def source() -> AsyncIterator[tuple[upserts.Chunk, Call[UpsertResult]]]:
-            async for chunk in in_thread(iter(tally.next_chunk, None)):
+            async for chunk in in_thread(tally.left()):
                 yield chunk, chunk.call
 
+        if tally.alone:
+            outcomes = self._transport.pipeline(source(), timeout)
+        else:
+            window: Window[upserts.Chunk, UpsertResult] = Window(self.name, request_id)
+            streamed = async_upsert_stream(self._transport, window, source(), timeout)
+            outcomes = streamed
         with Reporter(progress, tally.total) as reporter:
-            async for chunk, outcome in self._transport.pipeline(source(), timeout):
+            async for chunk, outcome in outcomes:
                 if version := tally.add(chunk, outcome):
                     self._memory.remember(version)
                 reporter.update(tally.stored)

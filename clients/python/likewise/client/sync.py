@@ -22,6 +22,7 @@ from likewise.client.requests import Query
 from likewise.client.results import Composition, Explanation, Hits
 from likewise.client.snapshots import Export, Snapshot
 from likewise.client.transport import Transport
+from likewise.client.upsert_stream import Window, upsert_stream
 from likewise.client.upserts import UpsertResult
 from likewise.client.versions import GalleryMemory, VersionToken
 from likewise.wire import MAX_MESSAGE_BYTES
@@ -334,8 +335,9 @@ class Gallery:
         """Insert items, or replace those whose id is there; durable when this returns.
 
         Everything but the images is checked before the first byte is sent. Then the rows go in chunks of about 4 MiB,
-        four under way at once. A chunk is stored all or not at all; when one is refused no more are sent, and the
-        error's `upsert` says which ids are stored and which are not. Of an id given twice the last row stays.
+        four under way at once; several chunks go over one stream, which is taken up again where it was when it breaks.
+        A chunk is stored all or not at all; when one is refused no more are sent, and the error's `upsert` says which
+        ids are stored and which are not. Of an id given twice the last row stays.
 
         Args:
             ids: n strings of 1 to 512 bytes.
@@ -364,9 +366,15 @@ class Gallery:
             thumbnails=thumbnails,
         )
         tally = upserts.Tally(prepared, max_bytes=self._transport.config.max_message_bytes, request_id=request_id)
-        source = ((chunk, chunk.call) for chunk in iter(tally.next_chunk, None))
+        source = ((chunk, chunk.call) for chunk in tally.left())
+        if tally.alone:
+            outcomes = self._transport.pipeline(source, timeout)
+        else:
+            window: Window[upserts.Chunk, UpsertResult] = Window(self.name, request_id)
+            streamed = upsert_stream(self._transport, window, source, timeout)
+            outcomes = streamed
         with Reporter(progress, tally.total) as reporter:
-            for chunk, outcome in self._transport.pipeline(source, timeout):
+            for chunk, outcome in outcomes:
                 if version := tally.add(chunk, outcome):
                     self._memory.remember(version)
                 reporter.update(tally.stored)

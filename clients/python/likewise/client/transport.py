@@ -94,6 +94,25 @@ class Transport:
                 if not isinstance(future, LikewiseError):
                     future.cancel()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the connection was ended here."""
+        return self._closed
+
+    def duplex(self, rpc: Rpc, requests: Iterator[bytes], *, metadata: Any) -> Any:
+        """A call with a stream of messages each way: the iterator over the answers.
+
+        Raises:
+            ClientClosed: If the connection was ended.
+        """
+        if self._closed:
+            raise ClientClosed
+        try:
+            method: Any = self._channel.stream_stream(rpc.path, None, rpc.reply.FromString)
+            return method(requests, metadata=metadata)
+        except ValueError as error:
+            raise self._closed_meanwhile(error) from error
+
     def close(self) -> None:
         """End the connection; calls under way are given up."""
         self._closed = True
@@ -214,6 +233,22 @@ class AsyncTransport:
             for _, task in pending:
                 task.cancel()
             await asyncio.gather(*(task for _, task in pending), return_exceptions=True)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection was ended here."""
+        return self._closed
+
+    def duplex(self, rpc: Rpc, *, metadata: Any) -> Any:
+        """A call with a stream of messages each way, to `write` bytes to and `read` answers from.
+
+        Raises:
+            ClientClosed: If the connection was ended.
+        """
+        if self._closed:
+            raise ClientClosed
+        method: Any = self._open().stream_stream(rpc.path, None, rpc.reply.FromString)
+        return method(metadata=metadata)
 
     async def close(self) -> None:
         """End the connection; calls under way are given up."""

@@ -26,6 +26,7 @@ from likewise.wire import WireError, encode_vectors
 CHUNK_BYTES: Final = 4 << 20  # a message: enough to amortise a commit, little enough to flow beside searches
 CHUNK_ROWS: Final = 10_000
 _CHECK_ROWS: Final = 65_536  # rows of numbers looked at together
+_ENVELOPE_BYTES: Final = 64  # what a stream adds to a message
 _ROW_OVERHEAD: Final = 16  # bytes of tags and lengths a row costs
 # How the server and this package name a row: items.images.data[3], vectors[3]; not attributes[3], which is a column.
 _ROW: Final = re.compile(r"\b(?:ids|vectors|images|data|texts|values|items)\[(\d+)\]")
@@ -172,6 +173,18 @@ class Tally:
         self._version: VersionToken | None = None
         self._warnings: dict[Notice, None] = {}
         self._failure: tuple[LikewiseError, tuple[str, ...]] | None = None
+        self._peeked = [chunk for chunk in (self.next_chunk(), self.next_chunk()) if chunk]
+
+    @property
+    def alone(self) -> bool:
+        """Whether one call is enough."""
+        return len(self._peeked) < 2
+
+    def left(self) -> Iterator[Chunk]:
+        """The chunks to send, once each, as they are asked for; none after a failure."""
+        yield from self._peeked
+        self._peeked.clear()
+        yield from iter(self.next_chunk, None)
 
     def next_chunk(self) -> Chunk | None:
         """The next rows to send; None when there are no more or one was refused."""
@@ -229,7 +242,7 @@ def _fitting(upsert: Upsert, start: int, stop: int, max_bytes: int, request_id: 
     own_id = own_id or new_request_id()
     request = item_pb.UpsertRequest(gallery=upsert.gallery, items=items, request_id=own_id)
     size = request.ByteSize()
-    if size <= max_bytes:
+    if size + _ENVELOPE_BYTES <= max_bytes:
         call = make_call(rpc.UPSERT, request, _result, request_id=own_id)
         yield Chunk(tuple(upsert.ids[start:stop]), call)
     elif stop - start == 1:

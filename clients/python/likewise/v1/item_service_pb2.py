@@ -22,51 +22,56 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from likewise.v1 import common_pb2 as likewise_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elikewise/v1/item_service.proto\x12\x0blikewise.v1\x1a\x17google/rpc/status.proto\x1a\x18likewise/v1/common.proto\"\x16\n\x06Images\x12\x0c\n\x04\x64\x61ta\x18\x01 \x03(\x0c\"\x17\n\x05Texts\x12\x0e\n\x06values\x18\x01 \x03(\t\"8\n\x0cMultiVectors\x12(\n\x06values\x18\x01 \x03(\x0b\x32\x18.likewise.v1.MultiVector\"\x8e\x02\n\x05Items\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\'\n\x07vectors\x18\x02 \x01(\x0b\x32\x14.likewise.v1.VectorsH\x00\x12%\n\x06images\x18\x03 \x01(\x0b\x32\x13.likewise.v1.ImagesH\x00\x12#\n\x05texts\x18\x04 \x01(\x0b\x32\x12.likewise.v1.TextsH\x00\x12\x32\n\rmulti_vectors\x18\x07 \x01(\x0b\x32\x19.likewise.v1.MultiVectorsH\x00\x12\x30\n\nattributes\x18\x05 \x03(\x0b\x32\x1c.likewise.v1.AttributeColumn\x12\x12\n\nthumbnails\x18\x06 \x03(\x0c\x42\t\n\x07\x63ontent\"W\n\rUpsertRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12!\n\x05items\x18\x02 \x01(\x0b\x32\x12.likewise.v1.Items\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"v\n\x0eUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.likewise.v1.VersionToken\x12&\n\x08warnings\x18\x03 \x03(\x0b\x32\x14.likewise.v1.Warning\"T\n\x13StreamUpsertRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.likewise.v1.UpsertRequest\"\x89\x01\n\x14StreamUpsertResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.likewise.v1.UpsertResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x87\x01\n\x15ItemServiceGetRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x12\n\nattributes\x18\x03 \x03(\t\x12\x0f\n\x07vectors\x18\x04 \x01(\x08\x12+\n\x08\x61t_least\x18\x05 \x01(\x0b\x32\x19.likewise.v1.VersionToken\"]\n\x16ItemServiceGetResponse\x12!\n\x05items\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Items\x12\x0f\n\x07missing\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"\x97\x01\n\x18ItemServiceDeleteRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\"\n\x03ids\x18\x02 \x01(\x0b\x32\x13.likewise.v1.IdListH\x00\x12%\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.likewise.v1.FilterH\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x0b\n\tselection\"\x15\n\x06IdList\x12\x0b\n\x03ids\x18\x01 \x03(\t\"X\n\x19ItemServiceDeleteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.likewise.v1.VersionToken\"\xda\x01\n\x16ItemServiceListRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.likewise.v1.Filter\x12\x16\n\tpage_size\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x12\n\nattributes\x18\x05 \x03(\t\x12\x0f\n\x07vectors\x18\x06 \x01(\x08\x12+\n\x08\x61t_least\x18\x07 \x01(\x0b\x32\x19.likewise.v1.VersionTokenB\x0c\n\n_page_size\"f\n\x17ItemServiceListResponse\x12!\n\x05items\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Items\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"|\n\x17ItemServiceCountRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.likewise.v1.Filter\x12+\n\x08\x61t_least\x18\x03 \x01(\x0b\x32\x19.likewise.v1.VersionToken\":\n\x18ItemServiceCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x32\xfb\x03\n\x0bItemService\x12\x41\n\x06Upsert\x12\x1a.likewise.v1.UpsertRequest\x1a\x1b.likewise.v1.UpsertResponse\x12W\n\x0cStreamUpsert\x12 .likewise.v1.StreamUpsertRequest\x1a!.likewise.v1.StreamUpsertResponse(\x01\x30\x01\x12N\n\x03Get\x12\".likewise.v1.ItemServiceGetRequest\x1a#.likewise.v1.ItemServiceGetResponse\x12W\n\x06\x44\x65lete\x12%.likewise.v1.ItemServiceDeleteRequest\x1a&.likewise.v1.ItemServiceDeleteResponse\x12Q\n\x04List\x12#.likewise.v1.ItemServiceListRequest\x1a$.likewise.v1.ItemServiceListResponse\x12T\n\x05\x43ount\x12$.likewise.v1.ItemServiceCountRequest\x1a%.likewise.v1.ItemServiceCountResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elikewise/v1/item_service.proto\x12\x0blikewise.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x18likewise/v1/common.proto\"\x16\n\x06Images\x12\x0c\n\x04\x64\x61ta\x18\x01 \x03(\x0c\"\x17\n\x05Texts\x12\x0e\n\x06values\x18\x01 \x03(\t\"8\n\x0cMultiVectors\x12(\n\x06values\x18\x01 \x03(\x0b\x32\x18.likewise.v1.MultiVector\"\x8e\x02\n\x05Items\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\'\n\x07vectors\x18\x02 \x01(\x0b\x32\x14.likewise.v1.VectorsH\x00\x12%\n\x06images\x18\x03 \x01(\x0b\x32\x13.likewise.v1.ImagesH\x00\x12#\n\x05texts\x18\x04 \x01(\x0b\x32\x12.likewise.v1.TextsH\x00\x12\x32\n\rmulti_vectors\x18\x07 \x01(\x0b\x32\x19.likewise.v1.MultiVectorsH\x00\x12\x30\n\nattributes\x18\x05 \x03(\x0b\x32\x1c.likewise.v1.AttributeColumn\x12\x12\n\nthumbnails\x18\x06 \x03(\x0c\x42\t\n\x07\x63ontent\"W\n\rUpsertRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12!\n\x05items\x18\x02 \x01(\x0b\x32\x12.likewise.v1.Items\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"v\n\x0eUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.likewise.v1.VersionToken\x12&\n\x08warnings\x18\x03 \x03(\x0b\x32\x14.likewise.v1.Warning\"\x9d\x01\n\x13StreamUpsertRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.likewise.v1.UpsertRequest\x12\x31\n\x07opening\x18\x03 \x01(\x0b\x32 .likewise.v1.StreamUpsertOpening\x12\x14\n\x0c\x61\x63knowledged\x18\x04 \x01(\x04\"9\n\x13StreamUpsertOpening\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\"*\n\x12StreamUpsertOpened\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x04\"\xe9\x01\n\x14StreamUpsertResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.likewise.v1.UpsertResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x31\n\x06opened\x18\x04 \x01(\x0b\x32\x1f.likewise.v1.StreamUpsertOpenedH\x00\x12+\n\x08\x62\x61\x63k_off\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07outcome\"\x87\x01\n\x15ItemServiceGetRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x12\n\nattributes\x18\x03 \x03(\t\x12\x0f\n\x07vectors\x18\x04 \x01(\x08\x12+\n\x08\x61t_least\x18\x05 \x01(\x0b\x32\x19.likewise.v1.VersionToken\"]\n\x16ItemServiceGetResponse\x12!\n\x05items\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Items\x12\x0f\n\x07missing\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"\x97\x01\n\x18ItemServiceDeleteRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\"\n\x03ids\x18\x02 \x01(\x0b\x32\x13.likewise.v1.IdListH\x00\x12%\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.likewise.v1.FilterH\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x0b\n\tselection\"\x15\n\x06IdList\x12\x0b\n\x03ids\x18\x01 \x03(\t\"X\n\x19ItemServiceDeleteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.likewise.v1.VersionToken\"\xda\x01\n\x16ItemServiceListRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.likewise.v1.Filter\x12\x16\n\tpage_size\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x12\n\nattributes\x18\x05 \x03(\t\x12\x0f\n\x07vectors\x18\x06 \x01(\x08\x12+\n\x08\x61t_least\x18\x07 \x01(\x0b\x32\x19.likewise.v1.VersionTokenB\x0c\n\n_page_size\"f\n\x17ItemServiceListResponse\x12!\n\x05items\x18\x01 \x01(\x0b\x32\x12.likewise.v1.Items\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"|\n\x17ItemServiceCountRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.likewise.v1.Filter\x12+\n\x08\x61t_least\x18\x03 \x01(\x0b\x32\x19.likewise.v1.VersionToken\":\n\x18ItemServiceCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x32\xfb\x03\n\x0bItemService\x12\x41\n\x06Upsert\x12\x1a.likewise.v1.UpsertRequest\x1a\x1b.likewise.v1.UpsertResponse\x12W\n\x0cStreamUpsert\x12 .likewise.v1.StreamUpsertRequest\x1a!.likewise.v1.StreamUpsertResponse(\x01\x30\x01\x12N\n\x03Get\x12\".likewise.v1.ItemServiceGetRequest\x1a#.likewise.v1.ItemServiceGetResponse\x12W\n\x06\x44\x65lete\x12%.likewise.v1.ItemServiceDeleteRequest\x1a&.likewise.v1.ItemServiceDeleteResponse\x12Q\n\x04List\x12#.likewise.v1.ItemServiceListRequest\x1a$.likewise.v1.ItemServiceListResponse\x12T\n\x05\x43ount\x12$.likewise.v1.ItemServiceCountRequest\x1a%.likewise.v1.ItemServiceCountResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'likewise.v1.item_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGES']._serialized_start=98
-  _globals['_IMAGES']._serialized_end=120
-  _globals['_TEXTS']._serialized_start=122
-  _globals['_TEXTS']._serialized_end=145
-  _globals['_MULTIVECTORS']._serialized_start=147
-  _globals['_MULTIVECTORS']._serialized_end=203
-  _globals['_ITEMS']._serialized_start=206
-  _globals['_ITEMS']._serialized_end=476
-  _globals['_UPSERTREQUEST']._serialized_start=478
-  _globals['_UPSERTREQUEST']._serialized_end=565
-  _globals['_UPSERTRESPONSE']._serialized_start=567
-  _globals['_UPSERTRESPONSE']._serialized_end=685
-  _globals['_STREAMUPSERTREQUEST']._serialized_start=687
-  _globals['_STREAMUPSERTREQUEST']._serialized_end=771
-  _globals['_STREAMUPSERTRESPONSE']._serialized_start=774
-  _globals['_STREAMUPSERTRESPONSE']._serialized_end=911
-  _globals['_ITEMSERVICEGETREQUEST']._serialized_start=914
-  _globals['_ITEMSERVICEGETREQUEST']._serialized_end=1049
-  _globals['_ITEMSERVICEGETRESPONSE']._serialized_start=1051
-  _globals['_ITEMSERVICEGETRESPONSE']._serialized_end=1144
-  _globals['_ITEMSERVICEDELETEREQUEST']._serialized_start=1147
-  _globals['_ITEMSERVICEDELETEREQUEST']._serialized_end=1298
-  _globals['_IDLIST']._serialized_start=1300
-  _globals['_IDLIST']._serialized_end=1321
-  _globals['_ITEMSERVICEDELETERESPONSE']._serialized_start=1323
-  _globals['_ITEMSERVICEDELETERESPONSE']._serialized_end=1411
-  _globals['_ITEMSERVICELISTREQUEST']._serialized_start=1414
-  _globals['_ITEMSERVICELISTREQUEST']._serialized_end=1632
-  _globals['_ITEMSERVICELISTRESPONSE']._serialized_start=1634
-  _globals['_ITEMSERVICELISTRESPONSE']._serialized_end=1736
-  _globals['_ITEMSERVICECOUNTREQUEST']._serialized_start=1738
-  _globals['_ITEMSERVICECOUNTREQUEST']._serialized_end=1862
-  _globals['_ITEMSERVICECOUNTRESPONSE']._serialized_start=1864
-  _globals['_ITEMSERVICECOUNTRESPONSE']._serialized_end=1922
-  _globals['_ITEMSERVICE']._serialized_start=1925
-  _globals['_ITEMSERVICE']._serialized_end=2432
+  _globals['_IMAGES']._serialized_start=130
+  _globals['_IMAGES']._serialized_end=152
+  _globals['_TEXTS']._serialized_start=154
+  _globals['_TEXTS']._serialized_end=177
+  _globals['_MULTIVECTORS']._serialized_start=179
+  _globals['_MULTIVECTORS']._serialized_end=235
+  _globals['_ITEMS']._serialized_start=238
+  _globals['_ITEMS']._serialized_end=508
+  _globals['_UPSERTREQUEST']._serialized_start=510
+  _globals['_UPSERTREQUEST']._serialized_end=597
+  _globals['_UPSERTRESPONSE']._serialized_start=599
+  _globals['_UPSERTRESPONSE']._serialized_end=717
+  _globals['_STREAMUPSERTREQUEST']._serialized_start=720
+  _globals['_STREAMUPSERTREQUEST']._serialized_end=877
+  _globals['_STREAMUPSERTOPENING']._serialized_start=879
+  _globals['_STREAMUPSERTOPENING']._serialized_end=936
+  _globals['_STREAMUPSERTOPENED']._serialized_start=938
+  _globals['_STREAMUPSERTOPENED']._serialized_end=980
+  _globals['_STREAMUPSERTRESPONSE']._serialized_start=983
+  _globals['_STREAMUPSERTRESPONSE']._serialized_end=1216
+  _globals['_ITEMSERVICEGETREQUEST']._serialized_start=1219
+  _globals['_ITEMSERVICEGETREQUEST']._serialized_end=1354
+  _globals['_ITEMSERVICEGETRESPONSE']._serialized_start=1356
+  _globals['_ITEMSERVICEGETRESPONSE']._serialized_end=1449
+  _globals['_ITEMSERVICEDELETEREQUEST']._serialized_start=1452
+  _globals['_ITEMSERVICEDELETEREQUEST']._serialized_end=1603
+  _globals['_IDLIST']._serialized_start=1605
+  _globals['_IDLIST']._serialized_end=1626
+  _globals['_ITEMSERVICEDELETERESPONSE']._serialized_start=1628
+  _globals['_ITEMSERVICEDELETERESPONSE']._serialized_end=1716
+  _globals['_ITEMSERVICELISTREQUEST']._serialized_start=1719
+  _globals['_ITEMSERVICELISTREQUEST']._serialized_end=1937
+  _globals['_ITEMSERVICELISTRESPONSE']._serialized_start=1939
+  _globals['_ITEMSERVICELISTRESPONSE']._serialized_end=2041
+  _globals['_ITEMSERVICECOUNTREQUEST']._serialized_start=2043
+  _globals['_ITEMSERVICECOUNTREQUEST']._serialized_end=2167
+  _globals['_ITEMSERVICECOUNTRESPONSE']._serialized_start=2169
+  _globals['_ITEMSERVICECOUNTRESPONSE']._serialized_end=2227
+  _globals['_ITEMSERVICE']._serialized_start=2230
+  _globals['_ITEMSERVICE']._serialized_end=2737
 # @@protoc_insertion_point(module_scope)

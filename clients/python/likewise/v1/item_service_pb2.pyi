@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
@@ -215,23 +216,82 @@ class StreamUpsertRequest(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    OPENING_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """The caller's, growing."""
+    """The caller's, growing; by one, from 1, on a stream with an id."""
+    acknowledged: _builtins.int
+    """On a stream with an id: every message up to this one has been answered, as far as the caller saw. Default 0."""
     @_builtins.property
-    def request(self) -> Global___UpsertRequest: ...
+    def request(self) -> Global___UpsertRequest:
+        """On a stream with an id: of its gallery; its own request_id is not used."""
+
+    @_builtins.property
+    def opening(self) -> Global___StreamUpsertOpening:
+        """Alone in the first message, to give the stream an id."""
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         request: Global___UpsertRequest | None = ...,
+        opening: Global___StreamUpsertOpening | None = ...,
+        acknowledged: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["opening", b"opening", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "opening", b"opening", "request", b"request", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamUpsertRequest: _TypeAlias = StreamUpsertRequest  # noqa: Y015
+
+@_typing.final
+class StreamUpsertOpening(_message.Message):
+    """Names a stream, so that it can be taken up again. See ItemService.StreamUpsert."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    stream_id: _builtins.str
+    """The caller's choice, unique: a UUID. 1 to 128 bytes of printable ASCII."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        stream_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamUpsertOpening: _TypeAlias = StreamUpsertOpening  # noqa: Y015
+
+@_typing.final
+class StreamUpsertOpened(_message.Message):
+    """The answer to an opening, before any acknowledgement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    acknowledged: _builtins.int
+    """Every message up to this one is committed or was answered before; 0: none is known. Go on with the next one."""
+    def __init__(
+        self,
+        *,
+        acknowledged: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamUpsertOpened: _TypeAlias = StreamUpsertOpened  # noqa: Y015
 
 @_typing.final
 class StreamUpsertResponse(_message.Message):
@@ -242,23 +302,34 @@ class StreamUpsertResponse(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    OPENED_FIELD_NUMBER: _builtins.int
+    BACK_OFF_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
+    """Of the message that is answered; 0 in the answer to an opening."""
     @_builtins.property
     def response(self) -> Global___UpsertResponse: ...
     @_builtins.property
     def error(self) -> _status_pb2.Status: ...
+    @_builtins.property
+    def opened(self) -> Global___StreamUpsertOpened: ...
+    @_builtins.property
+    def back_off(self) -> _duration_pb2.Duration:
+        """The write queue is over half full: send nothing for so long, or be refused soon. Unset: go on."""
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         response: Global___UpsertResponse | None = ...,
         error: _status_pb2.Status | None = ...,
+        opened: Global___StreamUpsertOpened | None = ...,
+        back_off: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["back_off", b"back_off", "error", b"error", "opened", b"opened", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["back_off", b"back_off", "error", b"error", "opened", b"opened", "outcome", b"outcome", "response", b"response", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error", "opened"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 

@@ -89,6 +89,18 @@ class ItemServiceServicer(object):
 
     def StreamUpsert(self, request_iterator, context):
         """Upserts as they come; acknowledgements in order, each after its commit. Codes as for Upsert, per message.
+
+        A stream that opens with an id can be taken up again after it broke: open it under the same id, learn from the answer
+        how far it came, and send the rest again from there. What was committed is not applied twice, also when the writer
+        was restarted in between: it remembers the newest 256 commits, those of clients that wait for their acknowledgements
+        many times over. On such a stream only what is final is acknowledged: UNAVAILABLE and RESOURCE_EXHAUSTED end it.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the opening is wrong or comes late | correct it |
+        | NOT_FOUND | gallery of the opening | create it |
+        | RESOURCE_EXHAUSTED | the write queue is full (RetryInfo); streams with an id only | open it again after the delay |
+        | UNAVAILABLE | the writer is away or drains; streams with an id only | open it again |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,20 @@ class ItemServiceStub:
     | UNAVAILABLE | the writer is away or drains | retry with the same request_id |
     """
     StreamUpsert: _grpc.StreamStreamMultiCallable[_item_service_pb2.StreamUpsertRequest, _item_service_pb2.StreamUpsertResponse]
-    """Upserts as they come; acknowledgements in order, each after its commit. Codes as for Upsert, per message."""
+    """Upserts as they come; acknowledgements in order, each after its commit. Codes as for Upsert, per message.
+
+    A stream that opens with an id can be taken up again after it broke: open it under the same id, learn from the answer
+    how far it came, and send the rest again from there. What was committed is not applied twice, also when the writer
+    was restarted in between: it remembers the newest 256 commits, those of clients that wait for their acknowledgements
+    many times over. On such a stream only what is final is acknowledged: UNAVAILABLE and RESOURCE_EXHAUSTED end it.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the opening is wrong or comes late | correct it |
+    | NOT_FOUND | gallery of the opening | create it |
+    | RESOURCE_EXHAUSTED | the write queue is full (RetryInfo); streams with an id only | open it again after the delay |
+    | UNAVAILABLE | the writer is away or drains; streams with an id only | open it again |
+    """
     Get: _grpc.UnaryUnaryMultiCallable[_item_service_pb2.ItemServiceGetRequest, _item_service_pb2.ItemServiceGetResponse]
     """Stored items by id. Ids that are not there are listed, not an error. At most 10,000 ids."""
     Delete: _grpc.UnaryUnaryMultiCallable[_item_service_pb2.ItemServiceDeleteRequest, _item_service_pb2.ItemServiceDeleteResponse]
@@ -74,7 +87,20 @@ class ItemServiceAsyncStub(ItemServiceStub):
     | UNAVAILABLE | the writer is away or drains | retry with the same request_id |
     """
     StreamUpsert: _aio.StreamStreamMultiCallable[_item_service_pb2.StreamUpsertRequest, _item_service_pb2.StreamUpsertResponse]  # type: ignore[assignment]
-    """Upserts as they come; acknowledgements in order, each after its commit. Codes as for Upsert, per message."""
+    """Upserts as they come; acknowledgements in order, each after its commit. Codes as for Upsert, per message.
+
+    A stream that opens with an id can be taken up again after it broke: open it under the same id, learn from the answer
+    how far it came, and send the rest again from there. What was committed is not applied twice, also when the writer
+    was restarted in between: it remembers the newest 256 commits, those of clients that wait for their acknowledgements
+    many times over. On such a stream only what is final is acknowledged: UNAVAILABLE and RESOURCE_EXHAUSTED end it.
+
+    | code | reason | what to do |
+    |---|---|---|
+    | INVALID_ARGUMENT | the opening is wrong or comes late | correct it |
+    | NOT_FOUND | gallery of the opening | create it |
+    | RESOURCE_EXHAUSTED | the write queue is full (RetryInfo); streams with an id only | open it again after the delay |
+    | UNAVAILABLE | the writer is away or drains; streams with an id only | open it again |
+    """
     Get: _aio.UnaryUnaryMultiCallable[_item_service_pb2.ItemServiceGetRequest, _item_service_pb2.ItemServiceGetResponse]  # type: ignore[assignment]
     """Stored items by id. Ids that are not there are listed, not an error. At most 10,000 ids."""
     Delete: _aio.UnaryUnaryMultiCallable[_item_service_pb2.ItemServiceDeleteRequest, _item_service_pb2.ItemServiceDeleteResponse]  # type: ignore[assignment]
@@ -111,7 +137,20 @@ class ItemServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_item_service_pb2.StreamUpsertRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_item_service_pb2.StreamUpsertResponse], _abc.AsyncIterator[_item_service_pb2.StreamUpsertResponse]]:
-        """Upserts as they come; acknowledgements in order, each after its commit. Codes as for Upsert, per message."""
+        """Upserts as they come; acknowledgements in order, each after its commit. Codes as for Upsert, per message.
+
+        A stream that opens with an id can be taken up again after it broke: open it under the same id, learn from the answer
+        how far it came, and send the rest again from there. What was committed is not applied twice, also when the writer
+        was restarted in between: it remembers the newest 256 commits, those of clients that wait for their acknowledgements
+        many times over. On such a stream only what is final is acknowledged: UNAVAILABLE and RESOURCE_EXHAUSTED end it.
+
+        | code | reason | what to do |
+        |---|---|---|
+        | INVALID_ARGUMENT | the opening is wrong or comes late | correct it |
+        | NOT_FOUND | gallery of the opening | create it |
+        | RESOURCE_EXHAUSTED | the write queue is full (RetryInfo); streams with an id only | open it again after the delay |
+        | UNAVAILABLE | the writer is away or drains; streams with an id only | open it again |
+        """
 
     @_abc_1.abstractmethod
     def Get(

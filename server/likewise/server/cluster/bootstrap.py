@@ -80,9 +80,9 @@ class RayCluster:
                 os.environ.setdefault(name, str(options.controller.host.threads))
         namespace = options.controller.namespace
         if self.local:
-            self._folder = _start_local(namespace)
+            self._folder = start_local(namespace)
         else:
-            _join(options.address, namespace)
+            join(options.address, namespace)
         controller = options.controller
         if self.local:
             controller = replace(controller, host=replace(controller.host, listen="127.0.0.1"))
@@ -134,7 +134,7 @@ class RayCluster:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _start_local(namespace: str) -> str:
+def start_local(namespace: str) -> str:
     """Start a cluster that ends with this process; returns its folder."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     for attempt in range(1, START_ATTEMPTS + 1):
@@ -161,7 +161,12 @@ def _start_local(namespace: str) -> str:
     raise AssertionError("the last attempt returns or raises. This is a bug.")
 
 
-def _join(address: str, namespace: str) -> None:
+def join(address: str, namespace: str) -> None:
+    """Connect to a running cluster.
+
+    Raises:
+        ClusterError: If there is none.
+    """
     try:
         _init(address=address, namespace=namespace, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:

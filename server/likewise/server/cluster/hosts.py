@@ -200,7 +200,7 @@ class WriterHost:
                 writer = GalleryWriter(gallery, matcher(lambda: gallery.spec.attributes), limits=limits)
             await writer.start()
             self._writer, self._gallery = writer, gallery
-            servicer = WriterServicer(writer, gallery_id=self._part.spec.gallery_id)
+            servicer = WriterServicer(writer, writer, gallery_id=self._part.spec.gallery_id)
             writer_service_pb2_grpc.add_WriterServiceServicer_to_server(servicer, self._endpoint.server)
             self._serving = Serving(await self._endpoint.start())
         return self._serving

@@ -139,7 +139,8 @@ class RoutedGalleries:
             shards = known.shards  # what is known of the replicas stays known
         else:
             shards = tuple(self._replicas(spec, number) for number in range(spec.shards))
-        handle = GalleryHandle(spec, shards, WriterStub(writer, gallery_id=spec.gallery_id), read_only)
+        stub = WriterStub(writer, gallery_id=spec.gallery_id)
+        handle = GalleryHandle(spec, shards, stub, stub, read_only)
         return _Routed(handle, writer, shards)
 
     def _replicas(self, spec: GallerySpec, number: int) -> ReplicaSet:

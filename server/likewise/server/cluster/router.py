@@ -29,6 +29,11 @@ class Routing:
         self.galleries.follow(self._follower)
         self.models.follow(self._follower)
 
+    @property
+    def controller(self) -> str:
+        """host:port of the controller; "" before it is found."""
+        return next(iter(self._follower.controller.addresses), "")
+
     async def start(self, *, timeout_s: float) -> None:
         """Follow the controller; returns when every part it lists is up.
 

@@ -107,6 +107,7 @@ async def _serve(settings: Settings, cluster: RayCluster, options: ClusterOption
         parts=(_ClusterPart(cluster, routing, timeout_s=options.start_timeout_s),),
         announce=cluster.serving_at,
         versions=routing.models,
+        controller=lambda: routing.controller,
     )
     await serve(server, note=f", store {settings.store}, Ray {options.address}")
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -64,26 +65,53 @@ def ingest(
     text_column: Annotated[
         str, typer.Option(help="Column of texts, when there are neither paths nor vectors.")
     ] = "text",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local",
+            help="Write side by side on this Ray cluster, or one of this machine's own, and commit once: for images on "
+            "a server that runs on Ray, and Parquet files (or a folder of them) with vectors.",
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --ray: processes. Default: its CPUs.")] = None,
+    max_bad: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="With --ray: share of the rows that may be left out as bad.")
+    ] = 0.0,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     as_json: AsJson = False,
 ) -> None:
     """Store a folder of images, or the rows of a file: columns id, one of path, vector and text, and attributes.
 
-    What is stored stays stored when this fails or is interrupted; run it again with --resume to go on.
+    What is stored stays stored when this fails or is interrupted; run it again with --resume to go on. With --ray
+    nothing is stored before all is written; run it again to go on from what was written.
     """
     columns = Columns(id_column, path_column, vector_column, text_column, tuple(attribute) if attribute else None)
-    opened = open_source(source, columns)
+    parts = sorted(source.glob("*.parquet")) if ray and source.is_dir() else []
+    opened = open_source(parts[0] if parts else source, columns)
     report = Report(gallery)
     with connect(address, timeout) as client:
         target = _target(client, gallery, opened, create=create, encoder=encoder, shards=shards, index=index)
         info = target.info()
+        if ray is not None:
+            _bulk().ingest_on(ray, address, gallery, source, columns, workers=workers, max_bad=max_bad, as_json=as_json)
+            return
         with _progress(opened.total(), quiet=as_json) as progress:
             if not skip_bad and opened.kind() == "images" and opened.total():
                 # Looking at the files costs little beside encoding them: nothing is stored when one is bad.
                 _refuse_bad([row for row in opened.rows({}, None) if isinstance(row, Bad)], report)
             _store(target, opened, info, report, resume=resume, skip_bad=skip_bad, progress=progress)
     _print_report(report, as_json=as_json)
+
+
+def _bulk() -> Any:
+    """The heavy half, by name: the SDK installs without it."""
+    try:
+        return import_module("likewise.cli.bulk.command")
+    except ImportError as error:
+        raise InvalidArgument(
+            f"--ray needs more: pip install 'likewise[cpu,cluster]' ({error})", field="ray"
+        ) from error
 
 
 def _target(

@@ -89,14 +89,18 @@ def open_source(path: Path, columns: Columns) -> Source:
 
 
 class Folder:
-    """A folder of images, however deep; an image's id is its path below the folder."""
+    """A folder of images, however deep; an image's id is its path below the folder.
+
+    Attributes:
+        files: The images, sorted.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._files = sorted(
+        self.files = sorted(
             path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
         )
-        if not self._files:
+        if not self.files:
             raise InvalidArgument(f"{root} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})", field="source")
 
     def kind(self) -> Kind:
@@ -105,7 +109,7 @@ class Folder:
 
     def total(self) -> int:
         """How many files there are."""
-        return len(self._files)
+        return len(self.files)
 
     def attribute_types(self) -> dict[str, str]:
         """None: files have no attributes."""
@@ -117,7 +121,7 @@ class Folder:
     def rows(self, types: Mapping[str, str], dim: int | None) -> Iterator[Row | Bad]:
         """The images in path order."""
         del types, dim
-        for path in self._files:
+        for path in self.files:
             name = path.relative_to(self._root).as_posix()
             problem = image_problem(path)
             yield Bad(str(path), problem) if problem else Row(name, path, {})

@@ -45,6 +45,21 @@ class WriterServiceStub(object):
                 request_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.WriterServiceDeleteRequest.SerializeToString,
                 response_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.WriterServiceDeleteResponse.FromString,
                 _registered_method=True)
+        self.StreamProgress = channel.unary_unary(
+                '/likewise.internal.v1.WriterService/StreamProgress',
+                request_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.StreamProgressRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.StreamProgressResponse.FromString,
+                _registered_method=True)
+        self.Stage = channel.unary_unary(
+                '/likewise.internal.v1.WriterService/Stage',
+                request_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.StageRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.StageResponse.FromString,
+                _registered_method=True)
+        self.CommitFragments = channel.unary_unary(
+                '/likewise.internal.v1.WriterService/CommitFragments',
+                request_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.CommitFragmentsRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.CommitFragmentsResponse.FromString,
+                _registered_method=True)
         self.Version = channel.unary_unary(
                 '/likewise.internal.v1.WriterService/Version',
                 request_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.VersionRequest.SerializeToString,
@@ -70,6 +85,27 @@ class WriterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamProgress(self, request, context):
+        """How far a stream of upserts has come, as far as this writer remembers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Stage(self, request, context):
+        """Lends stamps to rows that are written beside the writer; see CommitFragments.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitFragments(self, request, context):
+        """Commits files of rows that were written beside the writer into the gallery's folder, with the stamps it lent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Version(self, request, context):
         """The newest committed version.
         """
@@ -89,6 +125,21 @@ def add_WriterServiceServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.WriterServiceDeleteRequest.FromString,
                     response_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.WriterServiceDeleteResponse.SerializeToString,
+            ),
+            'StreamProgress': grpc.unary_unary_rpc_method_handler(
+                    servicer.StreamProgress,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.StreamProgressRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.StreamProgressResponse.SerializeToString,
+            ),
+            'Stage': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stage,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.StageRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.StageResponse.SerializeToString,
+            ),
+            'CommitFragments': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitFragments,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.CommitFragmentsRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.CommitFragmentsResponse.SerializeToString,
             ),
             'Version': grpc.unary_unary_rpc_method_handler(
                     servicer.Version,
@@ -151,6 +202,87 @@ class WriterService(object):
             '/likewise.internal.v1.WriterService/Delete',
             likewise_dot_internal_dot_v1_dot_writer__service__pb2.WriterServiceDeleteRequest.SerializeToString,
             likewise_dot_internal_dot_v1_dot_writer__service__pb2.WriterServiceDeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamProgress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.WriterService/StreamProgress',
+            likewise_dot_internal_dot_v1_dot_writer__service__pb2.StreamProgressRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_writer__service__pb2.StreamProgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.WriterService/Stage',
+            likewise_dot_internal_dot_v1_dot_writer__service__pb2.StageRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_writer__service__pb2.StageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitFragments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.WriterService/CommitFragments',
+            likewise_dot_internal_dot_v1_dot_writer__service__pb2.CommitFragmentsRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_writer__service__pb2.CommitFragmentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,12 @@ class WriterServiceStub:
     """Commits rows and answers after the commit."""
     Delete: _grpc.UnaryUnaryMultiCallable[_writer_service_pb2.WriterServiceDeleteRequest, _writer_service_pb2.WriterServiceDeleteResponse]
     """Deletes by id or by filter and answers after the commit."""
+    StreamProgress: _grpc.UnaryUnaryMultiCallable[_writer_service_pb2.StreamProgressRequest, _writer_service_pb2.StreamProgressResponse]
+    """How far a stream of upserts has come, as far as this writer remembers."""
+    Stage: _grpc.UnaryUnaryMultiCallable[_writer_service_pb2.StageRequest, _writer_service_pb2.StageResponse]
+    """Lends stamps to rows that are written beside the writer; see CommitFragments."""
+    CommitFragments: _grpc.UnaryUnaryMultiCallable[_writer_service_pb2.CommitFragmentsRequest, _writer_service_pb2.CommitFragmentsResponse]
+    """Commits files of rows that were written beside the writer into the gallery's folder, with the stamps it lent."""
     Version: _grpc.UnaryUnaryMultiCallable[_writer_service_pb2.VersionRequest, _writer_service_pb2.VersionResponse]
     """The newest committed version."""
 
@@ -49,6 +55,12 @@ class WriterServiceAsyncStub(WriterServiceStub):
     """Commits rows and answers after the commit."""
     Delete: _aio.UnaryUnaryMultiCallable[_writer_service_pb2.WriterServiceDeleteRequest, _writer_service_pb2.WriterServiceDeleteResponse]  # type: ignore[assignment]
     """Deletes by id or by filter and answers after the commit."""
+    StreamProgress: _aio.UnaryUnaryMultiCallable[_writer_service_pb2.StreamProgressRequest, _writer_service_pb2.StreamProgressResponse]  # type: ignore[assignment]
+    """How far a stream of upserts has come, as far as this writer remembers."""
+    Stage: _aio.UnaryUnaryMultiCallable[_writer_service_pb2.StageRequest, _writer_service_pb2.StageResponse]  # type: ignore[assignment]
+    """Lends stamps to rows that are written beside the writer; see CommitFragments."""
+    CommitFragments: _aio.UnaryUnaryMultiCallable[_writer_service_pb2.CommitFragmentsRequest, _writer_service_pb2.CommitFragmentsResponse]  # type: ignore[assignment]
+    """Commits files of rows that were written beside the writer into the gallery's folder, with the stamps it lent."""
     Version: _aio.UnaryUnaryMultiCallable[_writer_service_pb2.VersionRequest, _writer_service_pb2.VersionResponse]  # type: ignore[assignment]
     """The newest committed version."""
 
@@ -70,6 +82,30 @@ class WriterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_writer_service_pb2.WriterServiceDeleteResponse, _abc.Awaitable[_writer_service_pb2.WriterServiceDeleteResponse]]:
         """Deletes by id or by filter and answers after the commit."""
+
+    @_abc_1.abstractmethod
+    def StreamProgress(
+        self,
+        request: _writer_service_pb2.StreamProgressRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_writer_service_pb2.StreamProgressResponse, _abc.Awaitable[_writer_service_pb2.StreamProgressResponse]]:
+        """How far a stream of upserts has come, as far as this writer remembers."""
+
+    @_abc_1.abstractmethod
+    def Stage(
+        self,
+        request: _writer_service_pb2.StageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_writer_service_pb2.StageResponse, _abc.Awaitable[_writer_service_pb2.StageResponse]]:
+        """Lends stamps to rows that are written beside the writer; see CommitFragments."""
+
+    @_abc_1.abstractmethod
+    def CommitFragments(
+        self,
+        request: _writer_service_pb2.CommitFragmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_writer_service_pb2.CommitFragmentsResponse, _abc.Awaitable[_writer_service_pb2.CommitFragmentsResponse]]:
+        """Commits files of rows that were written beside the writer into the gallery's folder, with the stamps it lent."""
 
     @_abc_1.abstractmethod
     def Version(

@@ -1,0 +1,1 @@
+"""`likewise ingest --ray`: many rows written side by side, and committed once."""
