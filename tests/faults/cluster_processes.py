@@ -1,0 +1,106 @@
+"""Which process of a cluster is what: by the environment that all of them inherit, their ports and the routing table.
+
+No Ray here: what is looked at is what the kernel and the controller say, so that any process can be signalled at any
+time, Ray's own included.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from likewise.internal.v1 import controller_service_pb2 as pb
+from likewise.internal.v1 import controller_service_pb2_grpc
+
+MARK: Final = "FAULTS_CLUSTER"
+"""Environment variable that tells the processes of one test's cluster from all others."""
+
+_LISTENING: Final = "0A"
+_WATCH_S: Final = 2.0
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Process ids and command lines of everything that was started with the mark in its environment."""
+    wanted = f"{MARK}={mark}".encode()
+    found: dict[int, str] = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        with suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    return found
+
+
+def end_all(mark: str) -> None:
+    """SIGKILL for all of them, those that others start meanwhile included."""
+    while pids := [pid for pid in marked(mark) if pid != os.getpid() and not _ended(pid)]:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def parts(mark: str) -> dict[str, int]:
+    """Process id of every part that is up: "controller", "writer of g", "shard 0 of g", "encoder of model"."""
+    processes = {pid: line for pid, line in marked(mark).items() if line.startswith("ray::")}
+    ports = {port: pid for pid in processes for port in _ports(pid)}
+    found: dict[str, int] = {}
+    for port, pid in ports.items():
+        if "Controller" in processes[pid] and (table := _routing_table(port)) is not None:
+            found["controller"] = pid
+            found |= {name: ports[port] for name, port in _addresses(table) if port in ports}
+            break
+    return found
+
+
+def _routing_table(port: int) -> pb.RoutingTable | None:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, suppress(grpc.RpcError):
+        stub = controller_service_pb2_grpc.ControllerServiceStub(channel)
+        response: pb.WatchResponse
+        for response in stub.Watch(pb.WatchRequest(), timeout=_WATCH_S):
+            return response.table
+    return None
+
+
+def _addresses(table: pb.RoutingTable) -> Iterator[tuple[str, int]]:
+    for route in table.galleries:
+        name = route.gallery.spec.name
+        if route.writer:
+            yield f"writer of {name}", _port(route.writer)
+        for shard in route.shards:
+            for replica, address in enumerate(shard.addresses):
+                yield f"shard {shard.shard} of {name}" + (f", replica {replica}" if replica else ""), _port(address)
+    for model in table.models:
+        for address in model.addresses:
+            yield f"encoder of {model.model.name}", _port(address)
+
+
+def _port(address: str) -> int:
+    return int(address.rsplit(":", 1)[1])
+
+
+def _ports(pid: int) -> list[int]:
+    """TCP ports that a process listens on."""
+    sockets = set()
+    with suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                sockets.add(os.readlink(entry))
+    found = []
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                _, local, _, state, *rest = line.split()
+                if state == _LISTENING and f"socket:[{rest[5]}]" in sockets:
+                    found.append(int(local.rsplit(":", 1)[1], 16))
+    return found
+
+
+def _ended(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    return True
