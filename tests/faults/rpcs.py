@@ -209,11 +209,16 @@ def _health(caller: Caller) -> None:
     caller.client.health(timeout=TIMEOUT_S)
 
 
-def text_search(gallery: str, expected: Sequence[str]) -> Checker:
-    """A search that has to encode: of a gallery with an encoder that nobody changes."""
+def all_rpcs(found_by_text: Sequence[str]) -> dict[str, Checker]:
+    """Every checker; `found_by_text` is what the gallery "pictures", which nobody changes, answers to a text."""
+    return RPCS | {"SearchService.Search with a text": _text_search(found_by_text)}
+
+
+def _text_search(expected: Sequence[str]) -> Checker:
+    """A search that has to encode."""
 
     def check(caller: Caller) -> None:
-        handle = caller.client.gallery(gallery)
+        handle = caller.client.gallery("pictures")
         assert handle.search(text="a red circle", k=3, timeout=TIMEOUT_S).ids == list(expected)
 
     return check
