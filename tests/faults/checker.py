@@ -171,10 +171,10 @@ class Load:
             "operations": sum(record.answered + sum(record.errors.values()) for record in self.records.values()),
             "answered": {rpc: record.answered for rpc, record in sorted(self.records.items())},
             "errors": self.errors(),
-            "worst_call_s": round(max(record.worst_s for record in self.records.values()), 2),
+            "worst_check_s": round(max(record.worst_s for record in self.records.values()), 2),
             "acknowledged_writes": self.ledger.acknowledged,
             "writes_in_doubt": self.ledger.in_doubt,
-            "lost": 0 if not self.violations else len(self.violations),
+            "lost": len(self.violations),
             "recovery_s": {fault: round(took, 2) for fault, took in self.recoveries.items()},
             "worst_recovery_s": round(max(self.recoveries.values(), default=0.0), 2),
         }

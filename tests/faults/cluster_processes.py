@@ -23,22 +23,37 @@ _LISTENING: Final = "0A"
 _WATCH_S: Final = 2.0
 
 
-def marked(mark: str) -> dict[int, str]:
-    """Process ids and command lines of everything that was started with the mark in its environment."""
-    wanted = f"{MARK}={mark}".encode()
-    found: dict[int, str] = {}
+NODE_MARK: Final = "FAULTS_NODE"
+"""The same for one node of a cluster."""
+
+
+def marked(mark: str, *, variable: str = MARK) -> dict[int, str]:
+    """Process ids and command lines of everything that was started with the mark in its environment.
+
+    Ray's workers write their titles over what they inherited: they are known by those that started them.
+    """
+    wanted = f"{variable}={mark}".encode()
+    lines: dict[int, str] = {}
+    children: dict[int, list[int]] = {}
+    found: list[int] = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
             continue
+        pid = int(folder.name)
         with suppress(OSError):
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            lines[pid] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            children.setdefault(parent, []).append(pid)
             if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-    return found
+                found.append(pid)
+    for pid in found:  # grows while it is walked
+        found += [child for child in children.get(pid, ()) if child not in found]
+    return {pid: lines[pid] for pid in found if pid in lines}
 
 
-def end_all(mark: str) -> None:
+def end_all(mark: str, *, variable: str = MARK) -> None:
     """SIGKILL for all of them, those that others start meanwhile included."""
-    while pids := [pid for pid in marked(mark) if pid != os.getpid() and not _ended(pid)]:
+    while pids := [pid for pid in marked(mark, variable=variable) if not _ended(pid)]:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -35,6 +35,10 @@ class RayNode:
         mark: Of the cluster, see `cluster_processes`.
         folder: Ray's session folder; its path has to be short.
         head: Address of the head to join, None for a head.
+
+    Attributes:
+        address: Of the head.
+        mark: Of the node's own processes.
     """
 
     def __init__(self, mark: str, folder: Path, head: str | None = None) -> None:
@@ -45,7 +49,7 @@ class RayNode:
         command = ["ray", "start", *where, "--node-ip-address", "127.0.0.1", "--num-cpus", "4", "--disable-usage-stats"]
         if not head:
             command += ["--include-dashboard", "false"]
-        marks = {cluster_processes.MARK: mark, "FAULTS_NODE": self.mark, "OMP_NUM_THREADS": "1"}
+        marks = {cluster_processes.MARK: mark, cluster_processes.NODE_MARK: self.mark, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, "--object-store-memory", str(100 << 20)],
             env={**os.environ, **marks, "RAY_USAGE_STATS_ENABLED": "0"},
@@ -55,6 +59,16 @@ class RayNode:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def end(self) -> None:
+        """SIGKILL for everything that runs on the node, as a machine that loses power."""
+        cluster_processes.end_all(self.mark, variable=cluster_processes.NODE_MARK)
+
+    def end_raylet(self) -> None:
+        """SIGKILL for Ray's own process alone; what it started notices and ends."""
+        processes = cluster_processes.marked(self.mark, variable=cluster_processes.NODE_MARK)
+        (raylet,) = [pid for pid, line in processes.items() if "/raylet/raylet" in line.split(" ", 1)[0]]
+        os.kill(raylet, signal.SIGKILL)
 
 
 @contextmanager
@@ -137,6 +151,34 @@ def test_a_cluster_that_loses_any_of_its_processes_under_load_keeps_its_promises
             finally:
                 section = {"seed": OPTIONS.seed, **load.as_json(), "faults": dict(faults)}
                 report.add("process faults, cluster", section)
+                load.close()
+        finally:
+            router.kill()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["node lost", "raylet killed"])
+def test_a_cluster_that_loses_a_node_under_load_keeps_its_promises(fault: str) -> None:
+    with cluster() as (mark, head, folder):
+        node = RayNode(mark, folder / "ray", head.address)
+        router = Router(folder / "store", head)
+        router.start()
+        try:
+            load = Load(router.address, rpcs.GALLERY, rpcs.all_rpcs(make_galleries(router.address)), seed=OPTIONS.seed)
+            there = cluster_processes.marked(node.mark, variable=cluster_processes.NODE_MARK)
+            lost = [name for name, pid in cluster_processes.parts(mark).items() if pid in there]
+            assert lost, "the node runs no part: there is nothing to lose"
+            try:
+                rpcs.write_static(load.callers[0])
+                with load:
+                    load.wait_answered(time.monotonic(), RECOVERY_S)
+                    since = time.monotonic()
+                    node.end() if fault == "node lost" else node.end_raylet()
+                    load.recovered(f"{fault}, with {', '.join(sorted(lost))}", since, RECOVERY_S)
+                assert rpcs.verify(load.callers[0]) >= rpcs.STATIC
+            finally:
+                section = {"seed": OPTIONS.seed, **load.as_json(), "faults": {fault: 1}}
+                report.add(f"cluster, {fault}", section)
                 load.close()
         finally:
             router.kill()
