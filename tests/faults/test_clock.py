@@ -38,7 +38,10 @@ class Jumped:
         return getattr(time, name)
 
 
-@pytest.mark.parametrize("jump_s", [YEAR_S, -YEAR_S], ids=["a year ahead", "a year back"])
+@pytest.mark.parametrize(
+    "jump_s",
+    [pytest.param(YEAR_S, id="a year ahead", marks=pytest.mark.long), pytest.param(-YEAR_S, id="a year back")],
+)
 async def test_writes_reads_and_a_restart_survive_a_jump_of_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: float
 ) -> None:

@@ -75,7 +75,7 @@ class RayNode:
 def cluster() -> Iterator[tuple[str, RayNode, Path]]:
     """A head node, its mark and a folder; every process of the mark is ended afterwards."""
     mark = uuid.uuid4().hex
-    with TemporaryDirectory(prefix="lw-") as folder:
+    with TemporaryDirectory(prefix="lw-", ignore_cleanup_errors=True) as folder:
         try:
             yield mark, RayNode(mark, Path(folder) / "ray"), Path(folder)
         finally:

@@ -162,7 +162,7 @@ KINDS: Final = {
     "index": ".cache/*.sealed",
     "manifest": "g.lance/_versions/*.manifest",
 }
-CASES: Final = 40 if OPTIONS.long else 2
+CASES: Final = 40 if OPTIONS.long else 1
 
 
 @pytest.mark.slow

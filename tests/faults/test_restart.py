@@ -37,7 +37,7 @@ def _recall(answers: list[Any]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["killed", "ended"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("ended", marks=pytest.mark.long)])
 def test_recall_and_answers_are_the_same_after_a_restart(tmp_path: Path, how: str) -> None:
     server = ServerProcess(tmp_path / "store", ["--log-level", "ERROR"]).start()
     try:
