@@ -172,10 +172,10 @@ def _stream_search(caller: Caller) -> None:
         mask=search_service_pb2.ResultMask(attributes=["*"]),
     )
     stub = search_service_pb2_grpc.SearchServiceStub(caller.channel)
-    answer = _streamed(stub.StreamSearch, search_service_pb2.StreamSearchRequest(sequence=7, request=request))
+    answer = _streamed(stub.StreamSearch, search_service_pb2.StreamSearchRequest(correlation_id=7, request=request))
     if answer.HasField("error"):
         raise from_status(answer.error)
-    assert answer.sequence == 7
+    assert answer.correlation_id == 7
     hits = Hits(answer.response)
     # It sends no version along, so it may see what was there a moment ago.
     _true(caller, hits, query, since - 60.0)
