@@ -48,15 +48,17 @@ class Compare:
 
     def sent(self) -> Filter:
         field = F[self.attribute]
+        made: Filter
         match self.operator:
             case "==":
-                return field == self.value
+                made = field == self.value
             case "!=":
-                return field != self.value
+                made = field != self.value
             case "<":
-                return field < self.value
+                made = field < self.value
             case ">=":
-                return field >= self.value
+                made = field >= self.value
+        return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,9 +76,7 @@ def test_a_server_killed_frozen_ended_and_cut_off_under_load_keeps_its_promises(
     faults: Counter[str] = Counter()
     with Proxy(server.address) as proxy:
         try:
-            checkers = rpcs.RPCS | {
-                "SearchService.Search with a text": rpcs.text_search(make_galleries(server.address))
-            }
+            checkers = rpcs.all_rpcs(make_galleries(server.address))
             load = Load(proxy.address, rpcs.GALLERY, checkers, seed=OPTIONS.seed)
             try:
                 rpcs.write_static(load.callers[0])

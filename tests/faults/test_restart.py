@@ -23,7 +23,7 @@ def _answers(gallery: Gallery) -> list[Any]:
     found: list[Any] = []
     for query in DATA.queries:
         for options in ({}, {"exact": True}, {"where": F.price < 20}):
-            hits = gallery.search(vector=query, k=K, attributes=True, **options)  # type: ignore[arg-type]  # by name
+            hits = gallery.search(vector=query, k=K, attributes=True, **options)
             found.append((hits.ids, hits.scores.tolist(), hits.attributes, hits.coverage))
     return found
 
