@@ -75,7 +75,11 @@ class RayNode:
 def cluster() -> Iterator[tuple[str, RayNode, Path]]:
     """A head node, its mark and a folder; every process of the mark is ended afterwards."""
     mark = uuid.uuid4().hex
-    with TemporaryDirectory(prefix="lw-", ignore_cleanup_errors=True) as folder:
+    temporary = TemporaryDirectory(prefix="lw-", ignore_cleanup_errors=True)
+    with temporary as folder, pytest.MonkeyPatch.context() as patch:
+        # A token of its own, whatever this machine's user has: nodes and routers inherit it.
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
         try:
             yield mark, RayNode(mark, Path(folder) / "ray"), Path(folder)
         finally:
