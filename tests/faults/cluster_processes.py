@@ -6,6 +6,7 @@ time, Ray's own included.
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -62,18 +63,19 @@ def end_all(mark: str, *, variable: str = MARK) -> None:
 def parts(mark: str) -> dict[str, int]:
     """Process id of every part that is up: "controller", "writer of g", "shard 0 of g", "encoder of model"."""
     processes = {pid: line for pid, line in marked(mark).items() if line.startswith("ray::")}
-    ports = {port: pid for pid in processes for port in _ports(pid)}
+    owners = {address: pid for pid in processes for address in _listening(pid)}
+    ports = {_port(address): pid for address, pid in owners.items()}
     found: dict[str, int] = {}
-    for port, pid in ports.items():
-        if "Controller" in processes[pid] and (table := _routing_table(port)) is not None:
+    for address, pid in owners.items():
+        if "controller" in processes[pid].lower() and (table := _routing_table(address)) is not None:
             found["controller"] = pid
             found |= {name: ports[port] for name, port in _addresses(table) if port in ports}
             break
     return found
 
 
-def _routing_table(port: int) -> pb.RoutingTable | None:
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, suppress(grpc.RpcError):
+def _routing_table(address: str) -> pb.RoutingTable | None:
+    with grpc.insecure_channel(address) as channel, suppress(grpc.RpcError):
         stub = controller_service_pb2_grpc.ControllerServiceStub(channel)
         response: pb.WatchResponse
         for response in stub.Watch(pb.WatchRequest(), timeout=_WATCH_S):
@@ -98,8 +100,8 @@ def _port(address: str) -> int:
     return int(address.rsplit(":", 1)[1])
 
 
-def _ports(pid: int) -> list[int]:
-    """TCP ports that a process listens on."""
+def _listening(pid: int) -> list[str]:
+    """host:port of every TCP socket that a process listens on."""
     sockets = set()
     with suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -111,7 +113,10 @@ def _ports(pid: int) -> list[int]:
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
                 _, local, _, state, *rest = line.split()
                 if state == _LISTENING and f"socket:[{rest[5]}]" in sockets:
-                    found.append(int(local.rsplit(":", 1)[1], 16))
+                    host, port = local.rsplit(":", 1)
+                    # The last four bytes, lowest first: the address itself, or what an IPv6 one has of an IPv4 one.
+                    ip = socket.inet_ntoa(bytes.fromhex(host[-8:])[::-1])
+                    found.append(f"{'127.0.0.1' if ip == '0.0.0.0' else ip}:{int(port, 16)}")
     return found
 
 
