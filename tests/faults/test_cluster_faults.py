@@ -19,7 +19,7 @@ from tests.faults.options import OPTIONS
 from tests.faults.test_process_faults import free_port, make_galleries
 from tests.integration.processes import ServerProcess
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 RECOVERY_S: Final = 180.0
 """Bound of a recovery; Ray starts a process in a second or two, on a busy machine in ten."""
@@ -158,7 +158,6 @@ def test_a_cluster_that_loses_any_of_its_processes_under_load_keeps_its_promises
             router.kill()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("fault", ["node lost", "raylet killed"])
 def test_a_cluster_that_loses_a_node_under_load_keeps_its_promises(fault: str) -> None:
     with cluster() as (mark, head, folder):
