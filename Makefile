@@ -24,7 +24,7 @@ check: install
 test: check
 	$(BIN)/pytest
 
-# The long form of tests/faults, about an hour on two cores; tests/faults/options.py has its variables.
+# The long form of tests/faults: 200,000 operations. tests/faults/options.py has its variables.
 faults: install
 	FAULTS=long FAULTS_REPORT=$${FAULTS_REPORT:-faults-report.json} $(BIN)/pytest tests/faults
 
