@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := cli/likewise server/likewise shards/likewise export/likewise clients/python/likewise
 
-.PHONY: install demo test check proto model bench build
+.PHONY: install demo test faults check proto model bench build
 
 install: .venv/.installed
 
@@ -23,6 +23,10 @@ check: install
 
 test: check
 	$(BIN)/pytest
+
+# The long form of tests/faults: 200,000 operations. tests/faults/options.py has its variables.
+faults: install
+	FAULTS=long FAULTS_REPORT=$${FAULTS_REPORT:-faults-report.json} $(BIN)/pytest tests/faults
 
 proto: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py clients/python

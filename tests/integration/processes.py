@@ -63,6 +63,22 @@ class ServerProcess:
         """SIGKILL for the process and all its children, as a dying machine does."""
         return self._signal(signal.SIGKILL)
 
+    @property
+    def pid(self) -> int:
+        """Process id while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    def freeze(self) -> None:
+        """SIGSTOP for the process and all its children, as a machine that hangs does; connections stay open."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on where it was."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def _signal(self, number: signal.Signals) -> int:
         assert self._process is not None
         if self._process.poll() is None:

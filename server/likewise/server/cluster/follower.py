@@ -28,7 +28,7 @@ class Follower:
     Args:
         resolve: Says where the controller is now; asked again whenever the stream ends.
         channels: The process's channels.
-        on_table: Called on the loop with every newer table, in order.
+        on_table: Called on the loop with the first table of every stream and each newer one, in order.
         lingering: Addresses to keep channels to although the newest table has them no more: calls begun before it came
             still use them.
 
@@ -88,9 +88,14 @@ class Follower:
                 address = await self._resolve()
                 self.controller.move([address])
                 stub = pb_grpc.ControllerServiceStub(self._channels.get(address))
-                async for response in stub.Watch(pb.WatchRequest(known_version=self._table.version)):
+                # A stream's first table counts whatever its version: the controller may be another one, on a machine
+                # whose clock is behind, and it alone knows what runs.
+                first = True
+                async for response in stub.Watch(pb.WatchRequest()):
                     wait = BACKOFF_S[0]
-                    await self._take(response.table, address)
+                    if first or response.table.version > self._table.version:
+                        await self._take(response.table, address)
+                    first = False
                 _log.info("the controller ended the stream")
             except aio.AioRpcError as error:
                 _log.warning("the controller at %s is lost: %s", self.controller.addresses, error.details())
@@ -100,8 +105,6 @@ class Follower:
             wait = min(2 * wait, longest)
 
     async def _take(self, table: pb.RoutingTable, controller: str) -> None:
-        if table.version <= self._table.version:
-            return
         self._table = table
         self._on_table(table)
         self._news.set()

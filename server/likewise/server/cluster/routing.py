@@ -10,8 +10,8 @@ class Board:
     """The table of the moment.
 
     Args:
-        first_version: Version of the empty table it starts with. Later controllers of a cluster must start higher than
-            earlier ones got, or routers that know the earlier table would wait.
+        first_version: Version of the empty table it starts with. Later controllers of a cluster start higher than
+            earlier ones got as long as clocks agree; routers take a new controller's first table in any case.
     """
 
     def __init__(self, *, first_version: int) -> None:

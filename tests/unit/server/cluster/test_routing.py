@@ -116,6 +116,22 @@ async def test_a_router_finds_a_controller_that_has_moved(cluster: Cluster, rout
     assert handle.spec.name == "shoes"
 
 
+async def test_a_router_follows_a_new_controller_whose_clock_is_behind_the_old_one(
+    cluster: Cluster, routing: Routing
+) -> None:
+    known = cluster.controller.board.table.version
+    old, cluster.controller = cluster.controller, Controller(FakeCatalogue(), FakePlacement())
+    cluster.controller.board = Board(first_version=known - 3_600_000)  # an hour
+    await cluster.controller.start()
+    await cluster.controller.create(SPEC)
+
+    await cluster.serve()
+
+    await until(lambda: [handle.spec.name for handle in routing.galleries.handles()] == ["shoes"])
+    await routing.galleries.delete("shoes")
+    await old.close(stop_parts=True)
+
+
 async def test_handles_stay_valid_while_parts_move(routing: Routing, cluster: Cluster) -> None:
     handle = await routing.galleries.create(SPEC)
     table = pb.RoutingTable()
