@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from likewise.server.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from likewise.server.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable, Unimplemented
 from likewise.server.protocols import GalleryHandle
 from likewise.server.read_only import ReadOnlyWriter
 from likewise.server.snapshots import EmbeddedSnapshots
@@ -199,6 +199,7 @@ class EmbeddedGalleries:
 
     async def _create(self, spec: GallerySpec) -> GalleryHandle:
         store = self._opened()
+        _one_replica(spec)
         return await self._adopt(spec.name, lambda: store.create(spec))
 
     async def _adopt(self, name: str, make: Callable[[], GalleryStore]) -> GalleryHandle:
@@ -220,6 +221,8 @@ class EmbeddedGalleries:
             raise self._not_found(spec.name)
         if spec == gallery.spec:
             return gallery.handle
+        if spec.replicas != gallery.spec.replicas:
+            _one_replica(spec)
         try:
             await gallery.writer.update_spec(spec)
         except SpecChange as error:
@@ -329,3 +332,12 @@ def _discard(folder: Path, spec: GallerySpec) -> None:
     for shard in range(spec.shards):
         for space in spec.spaces:
             SealedCache(folder, spec, shard).discard(space)
+
+
+def _one_replica(spec: GallerySpec) -> None:
+    if spec.replicas > 1:
+        raise Unimplemented(
+            f"spec.replicas is {spec.replicas}, but this server keeps each shard once, in its own process: copies need "
+            "a cluster (likewise serve --ray)",
+            field="spec.replicas",
+        )

@@ -80,8 +80,21 @@ class GalleryInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaStats:
+    """One copy of a shard that is up, `lag` store versions behind the gallery; see the proto's ReplicaStats."""
+
+    address: str
+    state: str
+    version: int
+    lag: int
+
+
+@dataclass(frozen=True, slots=True)
 class ShardStats:
-    """One shard: `live` rows can be found, `fresh` ones lie beside the sealed index; see the proto's ShardStats."""
+    """One shard: `live` rows can be found, `fresh` ones lie beside the sealed index; see the proto's ShardStats.
+
+    `replicas` lists its copies on a cluster; a server in one process has none to tell of.
+    """
 
     shard: int
     live: int
@@ -93,6 +106,7 @@ class ShardStats:
     version: int
     memory_bytes: int
     message: str
+    replicas: tuple[ReplicaStats, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +343,15 @@ def _stats(message: gallery_pb.GalleryServiceStatsResponse) -> GalleryStats:
             one.version,
             one.memory_bytes,
             one.message,
+            tuple(
+                ReplicaStats(
+                    replica.address,
+                    enum_word(gallery_pb.ReplicaState, replica.state, "REPLICA_STATE_"),
+                    replica.version,
+                    replica.lag,
+                )
+                for replica in one.replicas
+            ),
         )
         for one in message.shards
     )

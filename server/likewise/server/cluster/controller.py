@@ -206,6 +206,10 @@ class Controller:
         await asyncio.gather(*self._follows, return_exceptions=True)
         await self._blocking(self._catalogue.close)
 
+    def parts_of_galleries(self) -> list[tuple[GallerySpec, Supervisor, list[list[Supervisor]]]]:
+        """Each gallery by name, with its writer and, for each shard, its replicas."""
+        return [(placed.spec, placed.writer, placed.shards) for _, placed in sorted(self._galleries.items())]
+
     def _find(self, name: str) -> _Placed:
         try:
             return self._galleries[name]
@@ -272,7 +276,10 @@ class Controller:
         placed.shards = shards
         await self._follow(placed)
         self._publish()
-        await self._stop(before.values(), discard=True)
+        for part in before.values():
+            # Replicas on one node share their cache files: those of a shard that stays are still in use.
+            stays = isinstance(part.part, ShardPart) and part.part.spec.shards == placed.spec.shards
+            await self._stop([part], discard=not stays)
 
     def _changed(self, changed: Supervisor) -> None:
         """A part came up or went: tell the routers, and the gallery's writer where its shards are."""
