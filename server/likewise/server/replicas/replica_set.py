@@ -172,7 +172,9 @@ class ReplicaSet:
         try:
             await asyncio.wait(tasks.values(), timeout=STATS_S)
             return {
-                name: task.result().version for name, task in tasks.items() if task.done() and task.exception() is None
+                name: task.result().version
+                for name, task in tasks.items()
+                if task.done() and not task.cancelled() and task.exception() is None
             }
         finally:
             for task in tasks.values():
