@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import asyncio
 import sys
 from collections.abc import Coroutine
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from likewise.server import access_log
 from likewise.server.app import StartupError, serve
+from likewise.server.cluster.run_router import router
 from likewise.server.embedded import embedded
 from likewise.server.errors import ServiceError
 from likewise.server.settings import PREFIX, Settings, unknown_variables
@@ -26,6 +28,14 @@ from likewise.shards.spec import SpecError
 
 CANNOT_START: Final = 1
 WRONG_OPTIONS: Final = 2
+
+
+class Role(StrEnum):
+    """What the process does."""
+
+    ALL = "all"
+    ROUTER = "router"
+
 
 app = typer.Typer(help="Run a server.", add_completion=False)
 
@@ -51,6 +61,13 @@ def run(
     ray: Annotated[
         str | None, typer.Option(help='Place models, shards and writers on a Ray cluster: its address, or "local".')
     ] = None,
+    controller_port: Annotated[int | None, typer.Option(help=_help("controller_port"))] = None,
+    role: Annotated[
+        Role, typer.Option(help="all: serve the store. router: only route calls, to the cluster of --controller.")
+    ] = Role.ALL,
+    controller: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The cluster's controller, with --role router.")
+    ] = None,
 ) -> None:
     """Run a server until SIGTERM or Ctrl-C. Every knob has a LIKEWISE_* variable; an option here beats it."""
     given = {
@@ -65,14 +82,18 @@ def run(
         "drain_grace_s": drain_grace_s,
         "log_format": log_format,
         "log_level": log_level.upper() if log_level else None,
+        "controller_port": controller_port,
     }
+    _check_role(role, controller=controller, ray=ray)
     settings = _settings({name: value for name, value in given.items() if value is not None})
     bound_allocator()
     access_log.configure(format=settings.log_format, level=settings.log_level)
     for name in unknown_variables(os.environ):
         _say(f"the variable {name} is unknown and has no effect")
     try:
-        if ray is not None:
+        if controller is not None:
+            _run(_serve_router(settings, controller))
+        elif ray is not None:
             _serve_on_ray(settings, ray)
         else:
             _run(_serve_embedded(settings))
@@ -83,6 +104,22 @@ def run(
 async def _serve_embedded(settings: Settings) -> None:
     # Made inside the loop that will run it.
     await serve(embedded(settings), note=f", store {settings.store}")
+
+
+async def _serve_router(settings: Settings, controller: str) -> None:
+    await serve(router(settings, controller), note=f", controller {controller}")
+
+
+def _check_role(role: Role, *, controller: str | None, ray: str | None) -> None:
+    if (role is Role.ROUTER) != (controller is not None):
+        missing = (
+            "--role router needs --controller HOST:PORT" if controller is None else "--controller needs --role router"
+        )
+        _fail(missing, WRONG_OPTIONS)
+    if controller is not None and ray is not None:
+        _fail("--ray starts or joins a cluster, --role router only follows its controller: give one", WRONG_OPTIONS)
+    if controller is not None and not controller.rpartition(":")[2].isdecimal():
+        _fail(f"--controller must be HOST:PORT, got {controller!r}", WRONG_OPTIONS)
 
 
 def _serve_on_ray(settings: Settings, address: str) -> None:

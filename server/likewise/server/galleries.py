@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from likewise.server import reshape
-from likewise.server.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from likewise.server.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable, Unimplemented
 from likewise.server.open_gallery import Generation, OpenGallery, StoreTruth
 from likewise.server.protocols import GalleryHandle
 from likewise.server.read_only import ReadOnlyWriter
@@ -159,6 +159,8 @@ class EmbeddedGalleries:
         """See `Galleries.update`."""
         gallery = self._gallery(spec.name)
         before = gallery.spec
+        if spec.replicas != before.replicas:
+            _one_replica(spec)
         if gallery.change is not None:
             raise reshape.change_running(spec.name)
         if not reshape.is_reshape(before, spec):
@@ -210,6 +212,7 @@ class EmbeddedGalleries:
 
     async def _create(self, spec: GallerySpec) -> GalleryHandle:
         store = self._opened()
+        _one_replica(spec)
         return await self._adopt(spec.name, lambda: store.create(spec))
 
     async def _adopt(self, name: str, make: Callable[[], GalleryStore]) -> GalleryHandle:
@@ -401,3 +404,12 @@ def _discard(folder: Path, spec: GallerySpec) -> None:
     for shard in range(spec.shards):
         for space in spec.spaces:
             SealedCache(folder, spec, shard).discard(space)
+
+
+def _one_replica(spec: GallerySpec) -> None:
+    if spec.replicas > 1:
+        raise Unimplemented(
+            f"spec.replicas is {spec.replicas}, but this server keeps each shard once, in its own process: copies need "
+            "a cluster (likewise serve --ray)",
+            field="spec.replicas",
+        )

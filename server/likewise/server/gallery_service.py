@@ -74,6 +74,8 @@ async def stats_of(handle: GalleryHandle) -> pb.GalleryServiceStatsResponse:
     """Counts and states of all shards of a gallery, asked at once."""
     gallery = await described(handle)
     shards = await read.from_all(handle.shards, lambda shard: shard.stats())
+    for replica in (replica for shard in shards for replica in shard.replicas):
+        replica.lag = max(0, gallery.version - replica.version)
     return pb.GalleryServiceStatsResponse(
         gallery=gallery, items=sum(shard.live for shard in shards), shards=shards, version=gallery.version
     )

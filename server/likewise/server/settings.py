@@ -94,6 +94,31 @@ class Settings(BaseSettings):
         description="Time for checking the recall of live searches, as a share of the time they take; 0: never.",
     )
 
+    shard_cpus: float = Field(
+        default=0.02, ge=0, le=1024, description="CPUs that Ray sets aside for each replica of a shard; no limit."
+    )
+    shard_gpus: float = Field(
+        default=0.0, ge=0, le=64, description="GPUs that Ray sets aside for each replica of a shard; may be a fraction."
+    )
+    writer_cpus: float = Field(
+        default=0.02, ge=0, le=1024, description="CPUs that Ray sets aside for each gallery's writer; no limit."
+    )
+    encoder_cpus: float = Field(
+        default=0.02, ge=0, le=1024, description="CPUs that Ray sets aside for each encoder; no limit."
+    )
+    encoder_gpus: float = Field(
+        default=0.0, ge=0, le=64, description="GPUs that Ray sets aside for each encoder; may be a fraction."
+    )
+    encoder_replicas: int = Field(
+        default=1, ge=1, le=64, description="Encoders of each model family on a cluster, on different nodes if it can."
+    )
+    controller_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port of the cluster's controller, which stand-alone routers connect to; 0 takes any free one.",
+    )
+
     write_group_rows: int = Field(
         default=8192, ge=1, le=1_000_000, description="Rows from which a group commit takes no more."
     )

@@ -73,6 +73,10 @@ def changed_gallery(old: GallerySpec, message: pb.GallerySpec, paths: Sequence[s
                     raise InvalidRequest("update_mask names shards, but spec.shards is not set", field="spec.shards")
                 new = replace(new, shards=message.shards)
             case "replicas":
+                if not message.HasField("replicas"):
+                    raise InvalidRequest(
+                        "update_mask names replicas, but spec.replicas is not set", field="spec.replicas"
+                    )
                 new = replace(new, replicas=_replicas(message))
             case "index":
                 new = replace(new, index=specs.index_from_message(message.index))
@@ -149,8 +153,7 @@ def _with_digest(space: SpaceSpec, message: pb.Space, field: str) -> SpaceSpec:
 
 
 def _replicas(message: pb.GallerySpec) -> int:
-    if message.HasField("replicas") and message.replicas > 1:
-        raise validate.later("spec.replicas", "more than one copy of a shard is")
+    # Whether there may be more than one is for whoever serves them: one process has no place for copies.
     return message.replicas if message.HasField("replicas") else 1
 
 

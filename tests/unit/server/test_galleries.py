@@ -189,3 +189,22 @@ async def test_a_stored_image_and_its_copies_are_left_out_of_its_own_answer(tmp_
 
     assert set(response.hits.ids) == {*IDS, "c"}
     assert "2 items" in response.warnings[0].message
+
+
+async def test_copies_of_a_shard_are_refused_by_one_process_and_the_cluster_is_named(tmp_path: Path) -> None:
+    async with connected(_server(tmp_path)) as stubs:
+        await _fill(stubs)
+        spec = pb.GallerySpec(name="copied", replicas=2, spaces=[pb.Space(dim=3)])
+        update = pb.GalleryServiceUpdateRequest(
+            spec=pb.GallerySpec(name="shop", replicas=2), update_mask=field_mask_pb2.FieldMask(paths=["replicas"])
+        )
+        with pytest.raises(aio.AioRpcError) as created:
+            await stubs.galleries.Create(pb.GalleryServiceCreateRequest(spec=spec))
+        with pytest.raises(aio.AioRpcError) as updated:
+            await stubs.galleries.Update(update)
+        left = await stubs.galleries.List(pb.GalleryServiceListRequest())
+
+    assert created.value.code() is updated.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "spec.replicas is 2" in (created.value.details() or "")
+    assert "likewise serve --ray" in (created.value.details() or "")
+    assert [(gallery.spec.name, gallery.spec.replicas) for gallery in left.galleries] == [("shop", 1)]

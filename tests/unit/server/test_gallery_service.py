@@ -62,7 +62,8 @@ async def test_a_gallery_of_images_gets_its_space_from_the_models() -> None:
             {"spaces": [pb.Space(dim=3, digest="x")]}, "FAILED_PRECONDITION", "spec.spaces[0].digest", id="digest"
         ),
         pytest.param({"spaces": VECTORS * 2}, "UNIMPLEMENTED", "spec.spaces[1]", id="two spaces"),
-        pytest.param({"replicas": 2}, "UNIMPLEMENTED", "spec.replicas", id="replicas"),
+        pytest.param({"replicas": 0}, "INVALID_ARGUMENT", "spec.replicas", id="no replicas"),
+        pytest.param({"replicas": 17}, "INVALID_ARGUMENT", "spec.replicas", id="too many replicas"),
         pytest.param({"shards": 0}, "INVALID_ARGUMENT", "spec.shards", id="no shards"),
         pytest.param({"shards": 1025}, "INVALID_ARGUMENT", "spec.shards", id="too many shards"),
         pytest.param({"attributes": [COLOUR, COLOUR]}, "INVALID_ARGUMENT", "spec.attributes", id="attribute twice"),
@@ -152,7 +153,8 @@ async def test_an_update_adds_attributes_behind_the_old_ones() -> None:
         pytest.param(_update(["colour"]), "INVALID_ARGUMENT", id="unknown path"),
         pytest.param(_update(["spaces"]), "FAILED_PRECONDITION", id="spaces"),
         pytest.param(_update(["shards"]), "INVALID_ARGUMENT", id="shards not given"),
-        pytest.param(_update(["replicas"], replicas=2), "UNIMPLEMENTED", id="replicas"),
+        pytest.param(_update(["replicas"]), "INVALID_ARGUMENT", id="replicas not given"),
+        pytest.param(_update(["replicas"], replicas=17), "INVALID_ARGUMENT", id="too many replicas"),
         pytest.param(_update(["attributes"], attributes=[COLOUR]), "FAILED_PRECONDITION", id="attribute removed"),
         pytest.param(
             _update(

@@ -108,8 +108,21 @@ class RecallEstimate:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaStats:
+    """One copy of a shard that is up, `lag` store versions behind the gallery; see the proto's ReplicaStats."""
+
+    address: str
+    state: str
+    version: int
+    lag: int
+
+
+@dataclass(frozen=True, slots=True)
 class ShardStats:
-    """One shard: `live` rows can be found, `fresh` ones lie beside the sealed index; see the proto's ShardStats."""
+    """One shard: `live` rows can be found, `fresh` ones lie beside the sealed index; see the proto's ShardStats.
+
+    `replicas` lists its copies on a cluster; a server in one process has none to tell of.
+    """
 
     shard: int
     live: int
@@ -122,6 +135,7 @@ class ShardStats:
     memory_bytes: int
     message: str
     recall: tuple[RecallEstimate, ...] = ()
+    replicas: tuple[ReplicaStats, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +378,15 @@ def _stats(message: gallery_pb.GalleryServiceStatsResponse) -> GalleryStats:
             one.memory_bytes,
             one.message,
             tuple(_recall(estimate) for estimate in one.recall),
+            tuple(
+                ReplicaStats(
+                    replica.address,
+                    enum_word(gallery_pb.ReplicaState, replica.state, "REPLICA_STATE_"),
+                    replica.version,
+                    replica.lag,
+                )
+                for replica in one.replicas
+            ),
         )
         for one in message.shards
     )

@@ -50,6 +50,34 @@ INDEX_STATE_FAILED: IndexState.ValueType  # 4
 """The last build failed; serving exactly. See message."""
 Global___IndexState: _TypeAlias = IndexState  # noqa: Y015
 
+class _ReplicaState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReplicaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPLICA_STATE_UNSPECIFIED: _ReplicaState.ValueType  # 0
+    REPLICA_STATE_SERVING: _ReplicaState.ValueType  # 1
+    REPLICA_STATE_EJECTED: _ReplicaState.ValueType  # 2
+    """It failed or was late too often, and gets no calls for a while."""
+    REPLICA_STATE_PROBING: _ReplicaState.ValueType  # 3
+    """Ejected, and a call tries it."""
+    REPLICA_STATE_SILENT: _ReplicaState.ValueType  # 4
+    """It did not answer when it was asked for these statistics."""
+
+class ReplicaState(_ReplicaState, metaclass=_ReplicaStateEnumTypeWrapper):
+    """Whether a replica gets calls, as the server that was asked for the statistics sees it."""
+
+REPLICA_STATE_UNSPECIFIED: ReplicaState.ValueType  # 0
+REPLICA_STATE_SERVING: ReplicaState.ValueType  # 1
+REPLICA_STATE_EJECTED: ReplicaState.ValueType  # 2
+"""It failed or was late too often, and gets no calls for a while."""
+REPLICA_STATE_PROBING: ReplicaState.ValueType  # 3
+"""Ejected, and a call tries it."""
+REPLICA_STATE_SILENT: ReplicaState.ValueType  # 4
+"""It did not answer when it was asked for these statistics."""
+Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
+
 @_typing.final
 class Space(_message.Message):
     """One embedding space of a gallery."""
@@ -533,6 +561,39 @@ class GalleryServiceStatsRequest(_message.Message):
 Global___GalleryServiceStatsRequest: _TypeAlias = GalleryServiceStatsRequest  # noqa: Y015
 
 @_typing.final
+class ReplicaStats(_message.Message):
+    """One copy of a shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port."""
+    state: Global___ReplicaState.ValueType
+    version: _builtins.int
+    """Store version it serves; of one that is silent, the last that it showed."""
+    lag: _builtins.int
+    """Store versions it is behind the gallery."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        state: Global___ReplicaState.ValueType = ...,
+        version: _builtins.int = ...,
+        lag: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "lag", b"lag", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaStats: _TypeAlias = ReplicaStats  # noqa: Y015
+
+@_typing.final
 class ShardStats(_message.Message):
     """One shard."""
 
@@ -550,6 +611,7 @@ class ShardStats(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     RECALL_SECONDS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     live: _builtins.int
     """Rows that can be found."""
@@ -572,6 +634,10 @@ class ShardStats(_message.Message):
     def recall(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecallEstimate]:
         """Of the present sealed index; none for an exact one, or before the first checks."""
 
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaStats]:
+        """Those that are up, by address, on a cluster; spec.replicas are meant to be."""
+
     def __init__(
         self,
         *,
@@ -587,10 +653,11 @@ class ShardStats(_message.Message):
         message: _builtins.str = ...,
         recall: _abc.Iterable[Global___RecallEstimate] | None = ...,
         recall_seconds: _builtins.float = ...,
+        replicas: _abc.Iterable[Global___ReplicaStats] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "index", b"index", "live", b"live", "memory_bytes", b"memory_bytes", "message", b"message", "recall", b"recall", "recall_seconds", b"recall_seconds", "sealed", b"sealed", "shard", b"shard", "state", b"state", "tombstones", b"tombstones", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "index", b"index", "live", b"live", "memory_bytes", b"memory_bytes", "message", b"message", "recall", b"recall", "recall_seconds", b"recall_seconds", "replicas", b"replicas", "sealed", b"sealed", "shard", b"shard", "state", b"state", "tombstones", b"tombstones", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

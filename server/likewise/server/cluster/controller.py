@@ -221,6 +221,10 @@ class Controller:
         await asyncio.gather(*self._follows, return_exceptions=True)
         await self._blocking(self._catalogue.close)
 
+    def parts_of_galleries(self) -> list[tuple[GallerySpec, Supervisor, list[list[Supervisor]]]]:
+        """Each gallery by name, with its writer and, for each shard, its replicas."""
+        return [(placed.spec, placed.writer, placed.shards) for _, placed in sorted(self._galleries.items())]
+
     def _find(self, name: str) -> Placed:
         try:
             return self._galleries[name]

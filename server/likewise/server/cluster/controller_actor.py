@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, field
 
 import ray
@@ -26,13 +27,16 @@ class ControllerOptions:
         host: How the parts are hosted; names the store.
         resources: What Ray sets aside for them.
         encoder_replicas: Of each model family.
+        port: That the controller serves on, the same after a restart; 0 for any free one.
         namespace: Ray namespace of all actors.
-        lock_wait_s: Longest wait for a local store's lock: a killed cluster's processes take a moment to go.
+        lock_wait_s: Longest wait for a local store's lock, and for the port: the processes of a killed cluster take a
+            moment to go.
     """
 
     host: HostOptions
     resources: Resources = field(default_factory=Resources)
     encoder_replicas: int = 1
+    port: int = 0
     namespace: str = "likewise"
     lock_wait_s: float = 15.0
 
@@ -90,6 +94,7 @@ class ControllerActor:
 
     async def _start(self) -> str:
         options = self._options
+        endpoint = await self._bound()
         repositories = await asyncio.to_thread(read_repositories, options.host.models)
         if self._catalogue is None:
             uri = options.host.store.uri
@@ -103,11 +108,24 @@ class ControllerActor:
             replicas=options.encoder_replicas,
         )
         await self._controller.start()
-        self._endpoint = Endpoint(
-            options.host.listen or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-        )
+        self._endpoint = endpoint
         pb_grpc.add_ControllerServiceServicer_to_server(ControllerServicer(self._controller), self._endpoint.server)
         return await self._endpoint.start()
+
+    async def _bound(self) -> Endpoint:
+        """An endpoint on the port that is asked for: before anything is placed that nobody could be told of."""
+        host = self._options.host.listen or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        give_up = time.monotonic() + self._options.lock_wait_s
+        while True:
+            endpoint = Endpoint(host, self._options.port)
+            try:
+                endpoint.bind()
+            except OSError:
+                if time.monotonic() >= give_up:
+                    raise
+                await asyncio.sleep(0.2)  # a killed controller's process takes a moment to go
+            else:
+                return endpoint
 
 
 RemoteController = ray.remote(ControllerActor)

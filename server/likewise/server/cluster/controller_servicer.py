@@ -1,11 +1,14 @@
 """`ControllerService` around a controller."""
 
+from collections import Counter
 from collections.abc import AsyncIterator
+from urllib.parse import unquote
 
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.internal.v1 import controller_service_pb2_grpc as pb_grpc
 from likewise.server.cluster.controller import Controller
 from likewise.server.cluster.model_messages import recorded_of, versions_of
+from likewise.server.cluster.status import status_of
 from likewise.server.remote.channels import Context
 from likewise.server.snapshot_messages import snapshot_message
 from likewise.shards import spec as specs
@@ -17,11 +20,19 @@ class ControllerServicer(pb_grpc.ControllerServiceServicer):
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
+        self._watching: Counter[str] = Counter()
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         """See the proto."""
-        async for table in self._controller.board.watch(request.known_version):
-            yield pb.WatchResponse(table=table)
+        peer = context.peer()
+        self._watching[peer] += 1
+        try:
+            async for table in self._controller.board.watch(request.known_version):
+                yield pb.WatchResponse(table=table)
+        finally:
+            self._watching[peer] -= 1
+            if not self._watching[peer]:
+                del self._watching[peer]
 
     async def CreateGallery(self, request: pb.CreateGalleryRequest, context: Context) -> pb.CreateGalleryResponse:
         """See the proto."""
@@ -78,6 +89,12 @@ class ControllerServicer(pb_grpc.ControllerServiceServicer):
         """See the proto."""
         await self._controller.models.unload(request.name, request.version)
         return pb.UnloadModelResponse()
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        """See the proto."""
+        # "ipv4:10.0.0.7:41234" and "ipv6:%5B::1%5D:41234", as gRPC names peers.
+        routers = [unquote(peer.partition(":")[2]) for peer in self._watching]
+        return await status_of(self._controller, routers=routers)
 
 
 def _spec(message: gallery_service_pb2.GallerySpec) -> specs.GallerySpec:

@@ -8,11 +8,13 @@ from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.server.cluster.actors import Answer, RemotePart, Started
 from likewise.server.cluster.hosts import HostOptions
 from likewise.server.cluster.parts import EncoderPart, Part, PlacedPart, Serving, ShardPart
+from likewise.server.cluster.spread import node_of
 from likewise.shards.spec import GallerySpec
 
 HOLD_S: Final = 5.0
@@ -96,9 +98,17 @@ class RayPlacement:
             lifetime="detached",
             get_if_exists=True,
             max_restarts=-1,
-            scheduling_strategy="SPREAD",
+            scheduling_strategy=self._strategy(part),
             **self._resources.of(part),
         ).remote(part, self._options)
+
+    def _strategy(self, part: Part) -> Any:
+        """A node of the replica's own, if there is one; Ray takes another where that one is gone or full."""
+        need = self._resources.of(part)
+        node = node_of(part, {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}, need)
+        if node is None:
+            return "SPREAD"
+        return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
 
 class RayPart:

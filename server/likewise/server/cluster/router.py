@@ -42,7 +42,20 @@ class Routing:
         """
         async with asyncio.timeout(timeout_s):
             await self._follower.start()
-            await self._follower.wait_for(_complete)
+            await self.complete()
+
+    async def connect(self, *, timeout_s: float) -> None:
+        """Follow the controller; returns with its first table, whatever is up of that.
+
+        Raises:
+            TimeoutError: If the controller does not answer in time.
+        """
+        async with asyncio.timeout(timeout_s):
+            await self._follower.start()
+
+    async def complete(self) -> None:
+        """Return when every part that the controller lists is up."""
+        await self._follower.wait_for(_complete)
 
     async def close(self) -> None:
         """Stop following and close all channels."""

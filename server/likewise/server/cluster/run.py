@@ -1,6 +1,7 @@
 """`likewise serve --ray`: a router in this process, everything else on Ray."""
 
 import asyncio
+import logging
 from typing import Any
 
 from likewise.server.app import Server, StartupError, serve
@@ -17,6 +18,8 @@ from likewise.server.settings import Settings
 from likewise.shards.shard import ShardLimits
 from likewise.shards.store import local_folder
 from likewise.shards.writer import WriterLimits
+
+_log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, address: str) -> None:
@@ -69,7 +72,19 @@ def cluster_options(settings: Settings, address: str) -> ClusterOptions:
         ),
         log_level="WARNING" if settings.log_level == "INFO" else settings.log_level,
     )
-    return ClusterOptions(address=address, controller=ControllerOptions(host=host, resources=Resources()))
+    controller = ControllerOptions(
+        host=host,
+        resources=Resources(
+            shard_cpus=settings.shard_cpus,
+            writer_cpus=settings.writer_cpus,
+            encoder_cpus=settings.encoder_cpus,
+            shard_gpus=settings.shard_gpus,
+            encoder_gpus=settings.encoder_gpus,
+        ),
+        encoder_replicas=settings.encoder_replicas,
+        port=settings.controller_port,
+    )
+    return ClusterOptions(address=address, controller=controller)
 
 
 class _ClusterPart:
@@ -83,7 +98,8 @@ class _ClusterPart:
     async def open(self) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._cluster.resolve()
+                controller = await self._cluster.resolve()
+            _log.info("the controller serves routers at %s", controller)
             await self._cluster.check_store()
             await self._routing.start(timeout_s=self._timeout_s)
         except ClusterError as error:

@@ -37,6 +37,11 @@ class Supervisor:
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"supervise-{part.name}")
 
+    @property
+    def failure(self) -> str:
+        """Why it did not start the last time; empty once it serves."""
+        return str(self._failures[-1]) if self._failures else ""
+
     async def wait_up(self, *, attempts: int = 3) -> None:
         """Return when the part serves.
 

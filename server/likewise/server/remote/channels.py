@@ -149,14 +149,17 @@ class Route(Generic[StubT]):
 
 
 class Endpoint:
-    """A small gRPC server on a free port, around one or a few parts.
+    """A small gRPC server around one or a few parts.
 
     Args:
         host: Interface to listen on, also the host part of the address told to others.
+        port: To listen on; 0 for any free one.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, port: int = 0) -> None:
         self._host = host
+        self._port = port
+        self._bound = False
         self.server = aio.server(
             interceptors=(statuses.StatusInterceptor(),),
             options=SERVER_OPTIONS,
@@ -164,10 +167,28 @@ class Endpoint:
         )
 
     async def start(self) -> str:
-        """Listen and serve; returns host:port. Register servicers with `server` before."""
-        port = self.server.add_insecure_port(f"{self._host}:0")
+        """Listen and serve; returns host:port. Register servicers with `server` before.
+
+        Raises:
+            OSError: If the port is taken, and `bind` was not called before.
+        """
+        self.bind()
         await self.server.start()
-        return f"{self._host}:{port}"
+        return f"{self._host}:{self._port}"
+
+    def bind(self) -> None:
+        """Take the port without serving yet; nothing if it is taken already.
+
+        Raises:
+            OSError: If another process has it.
+        """
+        if self._bound:
+            return
+        try:
+            self._port = self.server.add_insecure_port(f"{self._host}:{self._port}")
+        except RuntimeError as error:
+            raise OSError(f"port {self._port} of {self._host} cannot be listened on: {error}") from error
+        self._bound = True
 
     async def stop(self, *, grace_s: float) -> None:
         """Take no new calls, give running ones `grace_s` seconds and end."""

@@ -4,17 +4,26 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from likewise.server.replicas.latency import kind_of
 from likewise.server.replicas.policy import ReplicaPolicy
 from likewise.server.replicas.pool import Pool
 from likewise.server.replicas.race import Race, Read
-from likewise.server.replicas.report import ReplicaSetReport
+from likewise.server.replicas.report import ReplicaSetReport, ReplicaState
 from likewise.shards.protocols import F32, Rows, SearchOptions, ShardHits, ShardSearch
 from likewise.v1 import gallery_service_pb2
 
 T = TypeVar("T")
+
+STATS_S: Final = 1.0
+"""Longest wait for a replica's own word in statistics."""
+
+_STATES: Final = {
+    ReplicaState.SERVING: gallery_service_pb2.REPLICA_STATE_SERVING,
+    ReplicaState.EJECTED: gallery_service_pb2.REPLICA_STATE_EJECTED,
+    ReplicaState.PROBING: gallery_service_pb2.REPLICA_STATE_PROBING,
+}
 
 
 class ReplicaSet:
@@ -139,8 +148,38 @@ class ReplicaSet:
         )
 
     async def stats(self) -> gallery_service_pb2.ShardStats:
-        """See `ShardSearch.stats`; of one replica, `report` tells of all."""
-        return await self._run(Read(kind_of("stats", 1), lambda shard: shard.stats(), lambda stats: stats.version))
+        """See `ShardSearch.stats`: the numbers of one replica, and the version and state of each."""
+        asked = asyncio.ensure_future(self._versions())
+        try:
+            stats = await self._run(Read(kind_of("stats", 1), lambda shard: shard.stats(), lambda found: found.version))
+            versions = await asked
+        finally:
+            asked.cancel()
+        for replica in self.report().replicas:
+            said = versions.get(replica.name)
+            stats.replicas.add(
+                address=replica.name,
+                state=gallery_service_pb2.REPLICA_STATE_SILENT if said is None else _STATES[replica.state],
+                version=replica.version if said is None else said,
+            )
+        return stats
+
+    async def _versions(self) -> dict[str, int]:
+        """The store version of each replica that says it soon; beside the choice, which asks one and not all."""
+        tasks = {replica.name: asyncio.ensure_future(replica.shard.stats()) for replica in self._pool.replicas}
+        if not tasks:
+            return {}
+        try:
+            await asyncio.wait(tasks.values(), timeout=STATS_S)
+            return {
+                name: task.result().version
+                for name, task in tasks.items()
+                if task.done() and not task.cancelled() and task.exception() is None
+            }
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def _run(self, read: Read[T]) -> T:
         return await Race(self._pool, read, self._losers).run()

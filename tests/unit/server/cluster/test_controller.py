@@ -61,6 +61,29 @@ async def test_replicas_are_placed_and_shown(controller: Controller, placement: 
     assert [len(shard.addresses) for shard in controller.board.table.galleries[0].shards] == [3, 3]
 
 
+async def test_more_replicas_are_added_to_those_there_and_fewer_leave_the_rest_alone(
+    controller: Controller, placement: FakePlacement
+) -> None:
+    await controller.create(dataclasses.replace(SPEC, replicas=2))
+    before = {part.part.name: part for part in placement.of(ShardPart)}
+
+    await controller.update(dataclasses.replace(SPEC, replicas=3))
+    grown = {part.part.name: part for part in placement.of(ShardPart)}
+    shown = [len(shard.addresses) for shard in controller.board.table.galleries[0].shards]
+    await controller.update(dataclasses.replace(SPEC, replicas=1))
+
+    assert shown == [3, 3]
+    assert grown.items() > before.items()  # the same processes, and two more
+    left = {part.part.name for part in placement.of(ShardPart)}
+    assert left == {name for name in before if name.endswith("replica-0")}
+    addresses = [list(shard.addresses) for shard in controller.board.table.galleries[0].shards]
+    assert [len(replicas) for replicas in addresses] == [1, 1]
+    (writer,) = placement.of(WriterPart)
+    assert writer.followed[-1] == addresses
+    # A cache file that the replica that stays may share with them is not theirs to delete.
+    assert [part.stopped for name, part in grown.items() if name not in left] == [[False]] * 4
+
+
 async def test_a_taken_name_is_refused(controller: Controller) -> None:
     first = await controller.create(SPEC)
 

@@ -32,6 +32,7 @@ def create(
         typer.Option(metavar="NAME:TYPE", help=f"An attribute; repeatable. Types: {', '.join(TYPE_NAMES.values())}."),
     ] = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Partitions.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each shard; more than 1 on a cluster.")] = None,
     index: Annotated[str | None, typer.Option(help="auto, flat, hnsw, ivf, or a FAISS factory string.")] = None,
     exist_ok: Annotated[bool, typer.Option(help="Take the gallery that is there, if it is the same.")] = False,
     address: Address = DEFAULT_ADDRESS,
@@ -42,9 +43,38 @@ def create(
     attributes = dict(_attribute(given) for given in attribute or ())
     with connect(address, timeout) as client:
         made = client.create_gallery(
-            name, encoder=encoder, dim=dim, attributes=attributes, shards=shards, index=index, exist_ok=exist_ok
+            name,
+            encoder=encoder,
+            dim=dim,
+            attributes=attributes,
+            shards=shards,
+            replicas=replicas,
+            index=index,
+            exist_ok=exist_ok,
         )
         print_info(made.info(), as_json=as_json)
+
+
+@app.command()
+def update(
+    name: GalleryName,
+    shards: Annotated[int | None, typer.Option(min=1, help="Partitions.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each shard; more than 1 on a cluster.")] = None,
+    index: Annotated[str | None, typer.Option(help="auto, flat, hnsw, ivf, or a FAISS factory string.")] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:TYPE", help="A further attribute; repeatable.")
+    ] = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: LongTimeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a gallery in place; what is not named stays."""
+    attributes = dict(_attribute(given) for given in attribute or ())
+    with connect(address, DEFAULT_TIMEOUT_S) as client:
+        info = client.gallery(name).update(
+            attributes=attributes or None, shards=shards, replicas=replicas, index=index, timeout=timeout or math.inf
+        )
+        print_info(info, as_json=as_json)
 
 
 @app.command("list")
@@ -100,6 +130,11 @@ def stats(
             for one in found.shards
         ],
     )
+    copies = [
+        (one.shard, copy.address, copy.state, copy.version, copy.lag) for one in found.shards for copy in one.replicas
+    ]
+    if copies:
+        print_table(("shard", "replica", "state", "version", "behind"), copies)
 
 
 @app.command()

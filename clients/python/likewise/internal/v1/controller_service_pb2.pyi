@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from likewise.v1 import gallery_service_pb2 as _gallery_service_pb2
 from likewise.v1 import model_service_pb2 as _model_service_pb2
 import builtins as _builtins
@@ -19,6 +20,29 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PartState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PartStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PartState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PART_STATE_UNSPECIFIED: _PartState.ValueType  # 0
+    PART_STATE_STARTING: _PartState.ValueType  # 1
+    """It has no address yet, or none any more."""
+    PART_STATE_SERVING: _PartState.ValueType  # 2
+    PART_STATE_SILENT: _PartState.ValueType  # 3
+    """It has an address and does not answer there."""
+
+class PartState(_PartState, metaclass=_PartStateEnumTypeWrapper): ...
+
+PART_STATE_UNSPECIFIED: PartState.ValueType  # 0
+PART_STATE_STARTING: PartState.ValueType  # 1
+"""It has no address yet, or none any more."""
+PART_STATE_SERVING: PartState.ValueType  # 2
+PART_STATE_SILENT: PartState.ValueType  # 3
+"""It has an address and does not answer there."""
+Global___PartState: _TypeAlias = PartState  # noqa: Y015
 
 @_typing.final
 class ShardRoute(_message.Message):
@@ -673,3 +697,182 @@ class UnloadModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
+
+@_typing.final
+class PartStatus(_message.Message):
+    """One process of the cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    state: Global___PartState.ValueType
+    address: _builtins.str
+    """host:port; empty while it starts."""
+    message: _builtins.str
+    """Why it did not start the last time, or does not answer."""
+    version: _builtins.int
+    """Store version; shards and writers only."""
+    lag: _builtins.int
+    """Store versions that a shard is behind its gallery."""
+    def __init__(
+        self,
+        *,
+        state: Global___PartState.ValueType = ...,
+        address: _builtins.str = ...,
+        message: _builtins.str = ...,
+        version: _builtins.int = ...,
+        lag: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "lag", b"lag", "message", b"message", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartStatus: _TypeAlias = PartStatus  # noqa: Y015
+
+@_typing.final
+class ShardStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartStatus]:
+        """By number."""
+
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        replicas: _abc.Iterable[Global___PartStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardStatus: _TypeAlias = ShardStatus  # noqa: Y015
+
+@_typing.final
+class GalleryStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    WRITER_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gallery(self) -> _gallery_service_pb2.Gallery: ...
+    @_builtins.property
+    def writer(self) -> Global___PartStatus: ...
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardStatus]:
+        """By number."""
+
+    def __init__(
+        self,
+        *,
+        gallery: _gallery_service_pb2.Gallery | None = ...,
+        writer: Global___PartStatus | None = ...,
+        shards: _abc.Iterable[Global___ShardStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "writer", b"writer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "shards", b"shards", "writer", b"writer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryStatus: _TypeAlias = GalleryStatus  # noqa: Y015
+
+@_typing.final
+class EncoderStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAMILY_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    family: _builtins.str
+    replica: _builtins.int
+    @_builtins.property
+    def part(self) -> Global___PartStatus: ...
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_service_pb2.ModelVersion]:
+        """Those that are open there, by name, then version."""
+
+    def __init__(
+        self,
+        *,
+        family: _builtins.str = ...,
+        replica: _builtins.int = ...,
+        part: Global___PartStatus | None = ...,
+        models: _abc.Iterable[_model_service_pb2.ModelVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "models", b"models", "part", b"part", "replica", b"replica"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncoderStatus: _TypeAlias = EncoderStatus  # noqa: Y015
+
+@_typing.final
+class StatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
+
+@_typing.final
+class StatusResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERIES_FIELD_NUMBER: _builtins.int
+    ENCODERS_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
+    FAMILIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def galleries(self) -> _containers.RepeatedCompositeFieldContainer[Global___GalleryStatus]:
+        """By name."""
+
+    @_builtins.property
+    def encoders(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncoderStatus]:
+        """By family, then number."""
+
+    @_builtins.property
+    def routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where each router that follows the table connects from."""
+
+    @_builtins.property
+    def families(self) -> _containers.RepeatedCompositeFieldContainer[Global___FamilyRoute]:
+        """Versions in use, by family name."""
+
+    def __init__(
+        self,
+        *,
+        galleries: _abc.Iterable[Global___GalleryStatus] | None = ...,
+        encoders: _abc.Iterable[Global___EncoderStatus] | None = ...,
+        routers: _abc.Iterable[_builtins.str] | None = ...,
+        families: _abc.Iterable[Global___FamilyRoute] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoders", b"encoders", "families", b"families", "galleries", b"galleries", "routers", b"routers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015

@@ -90,6 +90,11 @@ class ControllerServiceStub(object):
                 request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.Status = channel.unary_unary(
+                '/likewise.internal.v1.ControllerService/Status',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.StatusRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.StatusResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer(object):
@@ -173,6 +178,13 @@ class ControllerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Status(self, request, context):
+        """Every part with its state, for people; asks the parts, each for a second at most.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -230,6 +242,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelRequest.FromString,
                     response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.StatusRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.StatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -530,6 +547,33 @@ class ControllerService(object):
             '/likewise.internal.v1.ControllerService/UnloadModel',
             likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelRequest.SerializeToString,
             likewise_dot_internal_dot_v1_dot_controller__service__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/Status',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.StatusRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.StatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

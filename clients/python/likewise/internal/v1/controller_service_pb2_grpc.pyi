@@ -55,6 +55,8 @@ class ControllerServiceStub:
     """Puts a family's versions in use, on record first and then in the routing table. The caller has checked that they fit."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.UnloadModelRequest, _controller_service_pb2.UnloadModelResponse]
     """Frees a version that is not in use on every encoder, once nobody calls it any more."""
+    Status: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.StatusRequest, _controller_service_pb2.StatusResponse]
+    """Every part with its state, for people; asks the parts, each for a second at most."""
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
@@ -83,6 +85,8 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """Puts a family's versions in use, on record first and then in the routing table. The caller has checked that they fit."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.UnloadModelRequest, _controller_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Frees a version that is not in use on every encoder, once nobody calls it any more."""
+    Status: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.StatusRequest, _controller_service_pb2.StatusResponse]  # type: ignore[assignment]
+    """Every part with its state, for people; asks the parts, each for a second at most."""
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Places galleries and models on the cluster and says where they are. Routers need nothing else of it."""
@@ -174,5 +178,13 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.UnloadModelResponse, _abc.Awaitable[_controller_service_pb2.UnloadModelResponse]]:
         """Frees a version that is not in use on every encoder, once nobody calls it any more."""
+
+    @_abc_1.abstractmethod
+    def Status(
+        self,
+        request: _controller_service_pb2.StatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.StatusResponse, _abc.Awaitable[_controller_service_pb2.StatusResponse]]:
+        """Every part with its state, for people; asks the parts, each for a second at most."""
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
