@@ -66,7 +66,8 @@ def current() -> CallRecord:
 
 def write(record: CallRecord) -> None:
     """Log one finished call at INFO."""
-    access.info("call", extra={"call": record})
+    if access.isEnabledFor(logging.INFO):
+        access.info("call", extra={"call": record})
 
 
 class JsonFormatter(logging.Formatter):
