@@ -232,7 +232,7 @@ class Server:
         self._stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         interceptor = CallInterceptor(metrics=self.metrics, admit=self._admit, max_calls=options.max_calls)
         grpc_server = aio.server(interceptors=(interceptor,), options=_GRPC_OPTIONS)
-        server = _ByName(grpc_server)
+        server: Any = _ByName(grpc_server)
         recent = RecentQueries()
         searcher = Searcher(
             models=self._models, galleries=self._galleries, metrics=self.metrics, executor=executor, recent=recent
