@@ -92,7 +92,7 @@ class CallInterceptor(aio.ServerInterceptor):
 
     def _wrap(self, handler: Handler, path: str) -> Handler:
         method = _Method(path.removeprefix("/"), _parser(handler.request_deserializer), self._metrics)
-        behaviour = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
+        behaviour: Any = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
 
         async def unary(data: Any, context: Context) -> bytes:
             call = _Call(method, context)

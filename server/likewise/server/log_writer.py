@@ -1,7 +1,7 @@
 """Lines of finished calls, formatted and written many at once by a thread; everything else at once, in order.
 
-A line took 61 us of the event loop to format and write, and takes 10 to keep. What is told about a call does not change after it, so
-it can wait a moment; a warning may be the last thing a process says, and does not.
+A line took 61 us of the event loop to format and write, and takes 10 to keep. What is told about a call does not change
+after it, so it can wait a moment; a warning may be the last thing a process says, and does not.
 """
 
 import logging

@@ -12,7 +12,7 @@ from likewise import wire
 from likewise.server import validate
 from likewise.server.errors import FailedPrecondition, InvalidRequest, ServiceError, Unimplemented
 from likewise.server.validate_search import Question, SearchForm, question, search_form
-from likewise.shards.protocols import UnknownAttribute
+from likewise.shards.protocols import F32, UnknownAttribute
 from likewise.shards.spec import AttributeSpec, GallerySpec, SpaceSpec
 from likewise.v1 import common_pb2
 from likewise.v1 import search_service_pb2 as pb
@@ -279,7 +279,7 @@ def test_a_page_token_of_elsewhere_is_refused(token: str) -> None:
         elements=st.floats(-(2.0**99), 2.0**99, width=32),
     ).filter(lambda row: bool(row.any()))
 )
-def test_one_vector_gets_the_length_that_it_gets_in_a_matrix(row: validate.F32) -> None:
+def test_one_vector_gets_the_length_that_it_gets_in_a_matrix(row: F32) -> None:
     unit, _ = validate.normalised(row[np.newaxis], lambda _: "v")
 
     assert validate.unit(row, "v").tobytes() == unit[0].tobytes()

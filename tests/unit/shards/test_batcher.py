@@ -174,7 +174,7 @@ async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do(
         here = threading.get_ident()
         assert await ask(batcher, "a", 1) == 10
         assert await ask(batcher, "a", 2) == 20
-        assert await asyncio.gather(ask(batcher, "a", 3), ask(batcher, "a", 4)) == [30, 40]
+        assert [*await asyncio.gather(ask(batcher, "a", 3), ask(batcher, "a", 4))] == [30, 40]
         assert await ask(batcher, "b", 5) == 50
         assert await ask(batcher, "b", 6) == 60
         await batcher.close()
