@@ -13,6 +13,7 @@ from rich.markup import escape
 from likewise.cli.benchmark import encode as encode_benchmark
 from likewise.cli.benchmark import encode_model, goal_report, vit
 from likewise.cli.benchmark import ingest as ingest_benchmark
+from likewise.cli.benchmark import overload as overload_benchmark
 from likewise.cli.benchmark import restart as restart_benchmark
 from likewise.cli.benchmark import search as search_benchmark
 from likewise.cli.benchmark.encode_raw import RawFailed
@@ -129,6 +130,37 @@ def search(
         seed=seed,
     )
     _run(lambda report: search_benchmark.run(plan, report), as_json=as_json)
+
+
+@app.command()
+def overload(
+    items: Items = _SEARCH.items,
+    dim: Dim = _SEARCH.dim,
+    index: Index = _SEARCH.index,
+    callers: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Callers of the closed loop that finds the saturation.")
+    ] = overload_benchmark.SATURATING_CALLERS,
+    deadline: Annotated[float, typer.Option(min=0.01, help="Seconds that a call of the open loop may take.")] = 1.0,
+    runs: Runs = _SEARCH.runs,
+    seconds: Seconds = _SEARCH.measure_s,
+    threads: Threads = _SEARCH.threads,
+    seed: Seed = _SEARCH.seed,
+    as_json: AsJson = False,
+) -> None:
+    """Right answers in time a second when twice as many calls come as the server can answer."""
+    _one_of("--index", (index,), ("hnsw", "flat"))
+    plan = search_benchmark.Plan(
+        items=items,
+        dim=dim,
+        index=index,
+        callers=(callers,),
+        runs=runs,
+        measure_s=seconds,
+        threads=threads,
+        seed=seed,
+    )
+    overload_plan = overload_benchmark.Plan(base=plan, deadline_s=deadline)
+    _run(lambda report: overload_benchmark.run(overload_plan, report), as_json=as_json)
 
 
 @app.command()
@@ -288,6 +320,7 @@ def _goal_parts() -> list[Callable[[Report], None]]:
     )
     return [
         *(partial(search_benchmark.run, one) for one in searches),
+        partial(overload_benchmark.run, overload_benchmark.Plan()),
         partial(ingest_benchmark.run, ingest_benchmark.Plan()),
         partial(restart_benchmark.run, restart_benchmark.Plan()),
         partial(encode_model.run, encode_model.ModelPlan(model="vit-b-32", callers=(32,))),

@@ -6,6 +6,15 @@ import os
 # on two cores, 32 callers get twice the answers with PASSIVE that they get with ACTIVE (docs/benchmarks.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Scans share their rows among threads themselves (likewise.shards.scan_threads). numpy's BLAS reads this when it is
+# loaded, and FAISS, which brings one of its own for building indexes, is to read what the operator has set.
+_BLAS_THREADS = os.environ.get("OPENBLAS_NUM_THREADS")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import numpy as _numpy  # noqa: F401
+
+if _BLAS_THREADS is None:
+    del os.environ["OPENBLAS_NUM_THREADS"]
+
 import asyncio
 import sys
 from collections.abc import Coroutine

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Final, TextIO
 
+from likewise.server.log_writer import LogWriter
+
 access = logging.getLogger("likewise.access")
 
 
@@ -66,7 +68,11 @@ def current() -> CallRecord:
 
 def write(record: CallRecord) -> None:
     """Log one finished call at INFO."""
-    access.info("call", extra={"call": record})
+    if access.isEnabledFor(logging.INFO):
+        # Made here: `access.info` would look for its caller's file and line, which nobody prints.
+        line = logging.LogRecord(access.name, logging.INFO, "", 0, "call", None, None)
+        line.__dict__["call"] = record
+        access.handle(line)
 
 
 class JsonFormatter(logging.Formatter):
@@ -103,7 +109,7 @@ class TextFormatter(logging.Formatter):
 
 def configure(*, format: str, level: str, stream: TextIO | None = None) -> None:
     """Send every record of the process to `stream` (standard error by default) as "text" or "json" lines."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = LogWriter(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
 

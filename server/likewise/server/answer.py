@@ -32,7 +32,8 @@ def pack(
     packed = []
     for i, cut in enumerate(cuts):
         start, end = int(merged.offsets[i]), int(merged.offsets[i + 1])
-        end = start + kept(merged.scores[start:end], cut)
+        scores = merged.scores[start:end]
+        end = start + kept(scores, cut)
         hits = pb.Hits(
             ids=merged.ids[start:end],
             scores=wire.pack(merged.scores[start:end], "<f4"),

@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from likewise import wire
 from likewise.internal.v1 import bulk_service_pb2_grpc
@@ -237,7 +237,8 @@ class Server:
         executor = ThreadPoolExecutor(max_workers=options.threads, thread_name_prefix="router")
         self._stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         interceptor = CallInterceptor(metrics=self.metrics, admit=self._admit, max_calls=options.max_calls)
-        server = aio.server(interceptors=(interceptor,), options=_GRPC_OPTIONS)
+        grpc_server = aio.server(interceptors=(interceptor,), options=_GRPC_OPTIONS)
+        server: Any = _ByName(grpc_server)
         recent = RecentQueries()
         searcher = Searcher(
             models=self._models, galleries=self._galleries, metrics=self.metrics, executor=executor, recent=recent
@@ -273,14 +274,32 @@ class Server:
         inference.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         health: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((*_SERVICES, health, reflection.SERVICE_NAME), server)
-        return server
+        names = (*_SERVICES, health, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
+        return grpc_server
 
     def _admit(self) -> None:
         if self._state is not _State.SERVING:
             raise Unavailable(
                 f"the server is {self._state.value}", reason=f"SERVER_{self._state.name}", retry_after_s=1.0
             )
+
+
+class _ByName:
+    """A server as generated code adds services to it, that finds the method of a call by its name alone.
+
+    Generated code also registers each method, and for every call grpc.aio (1.85) then waits on a future of each
+    registered method of the server: 34 Python calls for each of ours, 60 us, before a handler is even found.
+    """
+
+    def __init__(self, server: aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
+        self._server.add_generic_rpc_handlers(tuple(generic_rpc_handlers))
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None:
+        """Leave them out: all of them are generic handlers too."""
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ condition i, weights w_i and signs s_i (-1 for a negative condition):
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,12 +50,18 @@ class TextReference:
 
 @dataclass(frozen=True, slots=True)
 class VectorReference:
-    """The caller's own vector, (dim,) float32, of any length but zero."""
+    """The caller's own vector, (dim,) float32, of any length but zero.
+
+    Attributes:
+        vector: As it came.
+        unit: The same at length 1, where whoever checked it has it already.
+    """
 
     field: ClassVar[str] = "vector"
     kind: ClassVar[str] = "vector"
 
     vector: F32
+    unit: F32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +188,23 @@ async def _compose(
 ) -> Composed:
     if reference is not None and conditions:
         return await _composed(family, dim, reference, conditions)
+    if isinstance(reference, VectorReference) and reference.unit is not None:
+        return Composed(
+            vector=reference.unit,
+            composition=reference.kind,
+            models=(),
+            decode_us=0,
+            encode_us=0,
+            compose_us=0,
+            warnings=(),
+            reference=reference.unit,
+            conditions=_none(dim),
+        )
     encoding = await _encode(family, dim, reference, [condition.text for condition in conditions])
     start = time.perf_counter()
     if reference is not None:
         vector = unit(encoding.reference)
-        alone = np.empty((0, dim), np.float32)
+        alone = _none(dim)
         composition = reference.kind
     else:
         alone = np.stack([unit(text) for text in encoding.texts])
@@ -306,21 +325,25 @@ async def _encode(
     image_encoder = _image_encoder(family) if isinstance(reference, ImageReference) else None
     text_encoder = _text_encoder(family, fields[0]) if texts else None
     pictures = [reference.data] if isinstance(reference, ImageReference) else []
-    try:
-        async with asyncio.TaskGroup() as group:
-            first = group.create_task(_encode_with(image_encoder, pictures, ["reference.image"], dim))
-            second = group.create_task(_encode_with(text_encoder, texts, fields, dim))
-    except BaseExceptionGroup as failures:
-        # The first failure withdrew the other; a caller wants the error itself.
-        raise failures.exceptions[0] from None
-    images, encoded = first.result(), second.result()
+    if image_encoder is None or text_encoder is None:
+        images = await _encode_with(image_encoder, pictures, ["reference.image"], dim)
+        encoded = await _encode_with(text_encoder, texts, fields, dim)
+    else:
+        try:
+            async with asyncio.TaskGroup() as group:
+                first = group.create_task(_encode_with(image_encoder, pictures, ["reference.image"], dim))
+                second = group.create_task(_encode_with(text_encoder, texts, fields, dim))
+        except BaseExceptionGroup as failures:
+            # The first failure withdrew the other; a caller wants the error itself.
+            raise failures.exceptions[0] from None
+        images, encoded = first.result(), second.result()
     raw, rows = np.zeros(dim, np.float32), encoded.vectors
     match reference:
         case ImageReference():
             raw = images.vectors[0]
         case TextReference():
             raw, rows = rows[0], rows[1:]
-        case VectorReference(vector) | StoredReference(_, vector):
+        case VectorReference(vector=vector) | StoredReference(vector=vector):
             raw = np.asarray(vector, np.float32)
         case None:
             pass
@@ -342,7 +365,7 @@ async def _encode_with(
     dim: int,
 ) -> Encoded:
     if encoder is None:
-        return Encoded(np.empty((0, dim), np.float32))
+        return Encoded(_none(dim))
     try:
         encoded = await encoder.encode(inputs)  # type: ignore[arg-type]  # the caller pairs encoder and inputs
     except InvalidRequest as error:
@@ -363,8 +386,9 @@ def _check(dim: int, reference: ReferenceInput | None, conditions: Sequence[Cond
     if reference is None and not conditions:
         raise InvalidRequest("a query needs a reference, a text condition, or both; it has neither", field="reference")
     match reference:
-        case VectorReference(vector):
-            _check_vector(vector, dim, "reference.vector")
+        case VectorReference(vector, known):
+            if known is None or vector.shape != (dim,):
+                _check_vector(vector, dim, "reference.vector")
         case StoredReference(_, vector):
             _check_vector(vector, dim, "reference.item_id")
         case _:
@@ -451,6 +475,12 @@ def _direction(total: npt.NDArray[np.float64], scale: float) -> F32:
 
 def _moved(error: InvalidRequest, field: str) -> InvalidRequest:
     return InvalidRequest(str(error), reason=error.reason, field=field, metadata=error.metadata)
+
+
+@functools.lru_cache(maxsize=64)
+def _none(dim: int) -> F32:
+    """No rows of `dim` numbers, which nobody can write to."""
+    return np.empty((0, dim), np.float32)
 
 
 def _micros(start_s: float) -> int:

@@ -7,6 +7,7 @@ nothing was searched. What is the caller's own fault (an attribute that is not t
 
 import asyncio
 import contextvars
+import functools
 import logging
 import time
 from collections import defaultdict
@@ -96,33 +97,11 @@ async def fan_out(
         Overloaded: If a shard's queue is full, under FAIL or when no shard answered.
     """
     started = time.perf_counter()
-    answers: dict[int, ShardHits] = {}
-    lost: dict[int, ServiceError] = {}
     budget = _budget(deadlines.remaining_s())
-    context = contextvars.copy_context()
-    context.run(deadlines.set_deadline, budget)
-    tasks = [asyncio.create_task(_search(shard, queries, options), context=context.copy()) for shard in handle.shards]
-    try:
-        await asyncio.wait(
-            tasks,
-            timeout=budget,
-            return_when=asyncio.ALL_COMPLETED if partial.allowed else asyncio.FIRST_EXCEPTION,
-        )
-        for shard, task in enumerate(tasks):
-            if not task.done():
-                lost[shard] = DeadlinePassed(
-                    f"shard {shard} of gallery {handle.spec.name!r} was still searching when the deadline came near",
-                    reason=SHARD_TIMEOUT,
-                    metadata={"shard": str(shard)},
-                )
-            elif error := task.exception():
-                lost[shard] = _lost(handle, shard, error)
-            else:
-                answers[shard] = task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    if len(handle.shards) == 1:
+        answers, lost = await _of_one(handle, queries, options, budget)
+    else:
+        answers, lost = await _of_many(handle, queries, options, budget, partial)
     elapsed_us = round((time.perf_counter() - started) * 1e6)
     for shard, hits in answers.items():
         live.note(handle.spec.gallery_id, shard, hits.plan.live)
@@ -139,6 +118,59 @@ async def fan_out(
             metadata={"coverage": f"{coverage.fraction:.6f}", "shards": ",".join(map(str, sorted(lost)))},
         )
     return FanOut(answers=answers, coverage=coverage, elapsed_us=elapsed_us)
+
+
+async def _of_one(
+    handle: GalleryHandle, queries: F32, options: SearchOptions, budget: float | None
+) -> tuple[dict[int, ShardHits], dict[int, ServiceError]]:
+    """The answer or the loss of the only shard, in the task of the call itself."""
+    allotted = asyncio.timeout(budget)
+    token = deadlines.shorten(budget)
+    try:
+        async with allotted:
+            return {0: await handle.shards[0].search(queries, options)}, {}
+    except Exception as error:
+        if allotted.expired():
+            return {}, {0: _too_late(handle, 0)}
+        return {}, {0: _lost(handle, 0, error)}
+    finally:
+        deadlines.restore(token)
+
+
+async def _of_many(
+    handle: GalleryHandle, queries: F32, options: SearchOptions, budget: float | None, partial: Partial
+) -> tuple[dict[int, ShardHits], dict[int, ServiceError]]:
+    answers: dict[int, ShardHits] = {}
+    lost: dict[int, ServiceError] = {}
+    context = contextvars.copy_context()
+    context.run(deadlines.set_deadline, budget)
+    tasks = [asyncio.create_task(_search(shard, queries, options), context=context.copy()) for shard in handle.shards]
+    try:
+        await asyncio.wait(
+            tasks,
+            timeout=budget,
+            return_when=asyncio.ALL_COMPLETED if partial.allowed else asyncio.FIRST_EXCEPTION,
+        )
+        for shard, task in enumerate(tasks):
+            if not task.done():
+                lost[shard] = _too_late(handle, shard)
+            elif error := task.exception():
+                lost[shard] = _lost(handle, shard, error)
+            else:
+                answers[shard] = task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return answers, lost
+
+
+def _too_late(handle: GalleryHandle, shard: int) -> DeadlinePassed:
+    return DeadlinePassed(
+        f"shard {shard} of gallery {handle.spec.name!r} was still searching when the deadline came near",
+        reason=SHARD_TIMEOUT,
+        metadata={"shard": str(shard)},
+    )
 
 
 async def _search(shard: ShardSearch, queries: F32, options: SearchOptions) -> ShardHits:
@@ -175,6 +207,8 @@ def _coverage(
     handle: GalleryHandle, answers: Mapping[int, ShardHits], lost: Mapping[int, ServiceError], live: LiveCounts
 ) -> pb.Coverage:
     searched = sum(hits.plan.live for hits in answers.values())
+    if not lost:
+        return _complete(searched, len(handle.shards))
     missing = {shard: _missing_rows(handle, shard, answers, live) for shard in lost}
     total = searched + sum(missing.values())
     coverage = pb.Coverage(
@@ -190,6 +224,12 @@ def _coverage(
     for reason, shards in sorted(by_reason.items()):
         coverage.degradations.add(reason=reason, items=sum(missing[shard] for shard in shards), shards=shards)
     return coverage
+
+
+@functools.lru_cache(maxsize=256)
+def _complete(items: int, shards: int) -> pb.Coverage:
+    """The coverage of an answer of every shard; shared by all such answers, which take copies."""
+    return pb.Coverage(fraction=1.0, items_searched=items, items_total=items, shards_ok=shards, shards_total=shards)
 
 
 def _missing_rows(handle: GalleryHandle, shard: int, answers: Mapping[int, ShardHits], live: LiveCounts) -> int:

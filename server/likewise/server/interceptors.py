@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import random
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -19,7 +19,8 @@ from grpc import StatusCode, aio
 
 from likewise.server import access_log, failures, validate
 from likewise.server.access_log import CallRecord
-from likewise.server.errors import InvalidRequest, Overloaded, ServiceError
+from likewise.server.admission import Admission, TooManyCalls
+from likewise.server.errors import InvalidRequest, ServiceError
 from likewise.server.metrics import Metrics
 from likewise.server.remote import deadlines
 from likewise.wire import MAX_MESSAGE_BYTES
@@ -48,7 +49,7 @@ _ALWAYS_ADMITTED: Final = (
 )
 
 
-_RETRY_S: Final = 0.1
+_OK: Final = StatusCode.OK.name
 
 
 class ResponseTooLarge(ServiceError):
@@ -70,8 +71,8 @@ class CallInterceptor(aio.ServerInterceptor):
     def __init__(self, *, metrics: Metrics, admit: Callable[[], None], max_calls: int) -> None:
         self._metrics = metrics
         self._admit = admit
-        self._max_calls = max_calls
-        self._calls = 0
+        self._admission = Admission(max_calls)
+        self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
@@ -79,18 +80,66 @@ class CallInterceptor(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """Wrap the handler of the method called; a method there is none of stays gRPC's to refuse."""
+        wrapped = self._wrapped.get(handler_call_details.method)
+        if wrapped is not None:
+            return wrapped
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        method = handler_call_details.method.removeprefix("/")
-        parse = _parser(handler.request_deserializer)
-        behaviour = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
+        # gRPC asks for every call anew; the handlers of a server that has started are always the same ones.
+        wrapped = self._wrapped[handler_call_details.method] = self._wrap(handler, handler_call_details.method)
+        return wrapped
 
-        async def unary(data: Any, context: Context) -> Any:
-            return await self._unary(behaviour, method, parse, data, context)
+    def _wrap(self, handler: Handler, path: str) -> Handler:
+        method = _Method(path.removeprefix("/"), _parser(handler.request_deserializer), self._metrics)
+        behaviour: Any = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
+
+        async def unary(data: Any, context: Context) -> bytes:
+            call = _Call(method, context)
+            admitted = False
+            error: BaseException | None = None
+            try:
+                admitted = self._enter(method, call)
+                return _serialised(await behaviour(call.parsed(data), context))
+            except Exception as caught:
+                error = caught
+                await call.refuse(caught)
+                raise
+            except BaseException as caught:
+                error = caught
+                raise
+            finally:
+                call.end(error)
+                if admitted:
+                    self._admission.leave(time.perf_counter(), answered=error is None)
 
         async def streaming(data: Any, context: Context) -> None:
-            await self._streaming(behaviour, method, parse, data, context)
+            # A coroutine that writes rather than a generator that yields: gRPC leaves the generator of a cancelled call
+            # to the garbage collector, a coroutine is cancelled with all it awaits.
+            call = _Call(method, context)
+            admitted = False
+            error: BaseException | None = None
+            try:
+                admitted = self._enter(method, call)
+                writing = _Writing(context)
+                outcome = behaviour(call.parsed(data), writing)
+                if inspect.isasyncgen(outcome):
+                    async with contextlib.aclosing(outcome):
+                        async for response in outcome:
+                            await writing.write(response)
+                else:
+                    await outcome
+            except Exception as caught:
+                error = caught
+                await call.refuse(caught)
+                raise
+            except BaseException as caught:
+                error = caught
+                raise
+            finally:
+                call.end(error)
+                if admitted:
+                    self._admission.leave(time.perf_counter(), answered=error is None)
 
         # Both serialisers are left out: the wrappers take and give bytes.
         if handler.request_streaming and handler.response_streaming:
@@ -101,47 +150,36 @@ class CallInterceptor(aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(streaming)
         return grpc.unary_unary_rpc_method_handler(unary)
 
-    async def _unary(
-        self, behaviour: Any, method: str, parse: Callable[[bytes], Any], data: Any, context: Context
-    ) -> bytes:
-        async with _Call(self._metrics, method, context) as call:
-            with self._admitted(method):
-                return _serialised(await behaviour(call.parsed(parse, data), context))
-        raise AssertionError("a call that failed was aborted. This is a bug.")
-
-    async def _streaming(
-        self, behaviour: Any, method: str, parse: Callable[[bytes], Any], data: Any, context: Context
-    ) -> None:
-        # A coroutine that writes rather than a generator that yields: gRPC leaves the generator of a cancelled call to
-        # the garbage collector, a coroutine is cancelled with all it awaits.
-        async with _Call(self._metrics, method, context) as call:
-            writing = _Writing(context)
-            with self._admitted(method):
-                outcome = behaviour(call.parsed(parse, data), writing)
-                if inspect.isasyncgen(outcome):
-                    async with contextlib.aclosing(outcome):
-                        async for response in outcome:
-                            await writing.write(response)
-                else:
-                    await outcome
-
-    @contextlib.contextmanager
-    def _admitted(self, method: str) -> Iterator[None]:
-        if method.startswith(_ALWAYS_ADMITTED):
-            yield
-            return
+    def _enter(self, method: "_Method", call: "_Call") -> bool:
+        """Take the call or raise, before anything of it is read; whether it counts as one in progress."""
+        if method.always_admitted:
+            return False
         self._admit()
-        if self._calls >= self._max_calls:
-            raise Overloaded(
-                f"{self._calls} calls are in progress, the limit is {self._max_calls}",
-                reason="TOO_MANY_CALLS",
-                retry_after_s=_RETRY_S,
-            )
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
+        self._admission.enter(call.remaining_s, call.started)
+        return True
+
+
+class _Method:
+    """What all calls of one method have in common, looked up once."""
+
+    def __init__(self, name: str, parse: Callable[[bytes], Any], metrics: Metrics) -> None:
+        self.name = name
+        self.parse = parse
+        self.always_admitted = name.startswith(_ALWAYS_ADMITTED)
+        self.rejected = metrics.rejected
+        self.in_flight = metrics.rpc_in_flight.labels(name)
+        self.duration = metrics.rpc_duration.labels(name)
+        self._requests = metrics.rpc_requests
+        self._by_code: dict[str, Any] = {}
+
+    def ended(self, code: str, seconds: float) -> None:
+        """Count a call that ended with this status after so long."""
+        self.in_flight.dec()
+        self.duration.observe(seconds)
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = self._requests.labels(self.name, code)
+        counter.inc()
 
 
 class _Writing:
@@ -160,51 +198,49 @@ class _Writing:
 class _Call:
     """One call from its first byte to its status."""
 
-    def __init__(self, metrics: Metrics, method: str, context: Context) -> None:
-        self._metrics = metrics
+    def __init__(self, method: _Method, context: Context) -> None:
+        self._method = method
         self._context = context
-        self._record = CallRecord(method=method, request_id=_given_request_id(context))
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
+        self._record = CallRecord(method=method.name, request_id=_given_request_id(context))
+        self.remaining_s = context.time_remaining()
+        deadlines.set_deadline(self.remaining_s)
+        access_log.begin(self._record)
+        method.in_flight.inc()
 
-    def parsed(self, parse: Callable[[bytes], Any], data: Any) -> Any:
+    def parsed(self, data: Any) -> Any:
         """The request of a unary call, or the iterator over those of a stream."""
         if not isinstance(data, bytes):
-            return _parsed_stream(parse, data)
-        request = parse(data)
+            return _parsed_stream(self._method.parse, data)
+        request = self._method.parse(data)
         # Of the messages with such a field the caller's own id is the one to log and echo.
         if given := getattr(request, "request_id", ""):
             self._record.request_id = validate.request_id(given)
         return request
 
-    async def __aenter__(self) -> "_Call":
-        deadlines.set_deadline(self._context.time_remaining())
-        access_log.begin(self._record)
-        self._metrics.rpc_in_flight.labels(self._record.method).inc()
-        return self
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    async def refuse(self, error: Exception) -> None:
+        """End the call with the status of an error."""
+        if isinstance(error, aio.AbortError):
+            return
         record = self._record
-        try:
-            if isinstance(error, Exception) and not isinstance(error, aio.AbortError):
-                await self._abort(error)
-            elif error is None:
-                self._context.set_trailing_metadata(((REQUEST_ID_KEY, record.request_id),))
-        finally:
-            record.code = self._code(error)
-            record.duration_ms = (time.perf_counter() - self._started) * 1e3
-            self._metrics.rpc_in_flight.labels(record.method).dec()
-            self._metrics.rpc_requests.labels(record.method, record.code).inc()
-            self._metrics.rpc_duration.labels(record.method).observe(record.duration_ms / 1e3)
-            access_log.write(record)
-
-    async def _abort(self, error: Exception) -> None:
-        status = failures.status_of(error, what=self._record.method)
+        status = error.status if isinstance(error, TooManyCalls) else failures.status_of(error, what=record.method)
         service_error = failures.known(error)
-        self._record.error = service_error.reason if service_error else "INTERNAL"
+        record.error = service_error.reason if service_error else "INTERNAL"
         if status.code == StatusCode.RESOURCE_EXHAUSTED.value[0]:
-            self._metrics.rejected.labels(self._record.error).inc()
-        metadata = (REQUEST_ID_KEY, self._record.request_id), (DETAILS_KEY, status.SerializeToString())
+            self._method.rejected.labels(record.error).inc()
+        metadata = (REQUEST_ID_KEY, record.request_id), (DETAILS_KEY, status.SerializeToString())
         await self._context.abort(_CODES[status.code], status.message, trailing_metadata=metadata)
+
+    def end(self, error: BaseException | None) -> None:
+        """Count the call and write its line."""
+        record, method = self._record, self._method
+        if error is None:
+            self._context.set_trailing_metadata(((REQUEST_ID_KEY, record.request_id),))
+        record.code = self._code(error)
+        seconds = time.perf_counter() - self.started
+        record.duration_ms = seconds * 1e3
+        method.ended(record.code, seconds)
+        access_log.write(record)
 
     def _code(self, error: BaseException | None) -> str:
         code = self._context.code()
@@ -213,7 +249,7 @@ class _Call:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             remaining = deadlines.remaining_s()
             return StatusCode.DEADLINE_EXCEEDED.name if remaining == 0 else StatusCode.CANCELLED.name
-        return StatusCode.OK.name if error is None else StatusCode.INTERNAL.name
+        return _OK if error is None else StatusCode.INTERNAL.name
 
 
 def _given_request_id(context: Context) -> str:
@@ -223,7 +259,8 @@ def _given_request_id(context: Context) -> str:
                 return validate.request_id(value)
             except InvalidRequest:
                 log.warning("a caller's %s header of %d characters is not usable", REQUEST_ID_KEY, len(value))
-    return uuid.uuid4().hex
+    # Unique enough to find a line in a log, and nobody relies on its being secret.
+    return f"{random.getrandbits(128):032x}"
 
 
 def _parser(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable, Iterable
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from likewise.server.batcher import BatchReport
+from likewise.server.histograms import Histogram
 from likewise.v1 import gallery_service_pb2, model_service_pb2, search_service_pb2
 
 # 100 µs to 30 s: a cached vector search on loopback takes a few hundred µs, a cold batch of images seconds.
@@ -19,6 +20,16 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 65536)
 _SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 _SELECTIVITY = (0.0, 0.0001, 0.001, 0.01, 0.03, 0.1, 0.33, 0.5, 1.0)
+# A stage of a search and the beginning of its field in `Timing`.
+_STAGES = (
+    ("decode", "decode"),
+    ("encode", "encode"),
+    ("compose", "compose"),
+    ("fan_out", "fan_out"),
+    ("shard", "shard_max"),
+    ("shard_queue", "shard_queue_max"),
+    ("merge", "merge"),
+)
 
 GalleryStats = gallery_service_pb2.GalleryServiceStatsResponse
 
@@ -37,7 +48,7 @@ class Metrics:
         self.rpc_duration = Histogram(
             "likewise_rpc_duration_seconds",
             "Time of a call in the server.",
-            ["method"],
+            "method",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -45,17 +56,17 @@ class Metrics:
         self.stage_duration = Histogram(
             "likewise_stage_duration_seconds",
             "Time of one stage of a search: decode, encode, compose, fan_out, shard, shard_queue, merge.",
-            ["stage"],
+            "stage",
             buckets=_SECONDS,
             registry=registry,
         )
         self.batch_size = Histogram(
-            "likewise_batch_size", "Rows run as one batch.", ["part"], buckets=_ROWS, registry=registry
+            "likewise_batch_size", "Rows run as one batch.", "part", buckets=_ROWS, registry=registry
         )
         self.batch_duration = Histogram(
             "likewise_batch_duration_seconds",
             "Time of a run of a model.",
-            ["part"],
+            "part",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -65,7 +76,7 @@ class Metrics:
         self.queue_duration = Histogram(
             "likewise_queue_duration_seconds",
             "Wait of one row for the batch that it ran in.",
-            ["part"],
+            "part",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -98,28 +109,24 @@ class Metrics:
         self.written = Counter("likewise_items_written", "Items acknowledged.", ["operation"], registry=registry)
         self.info = Gauge("likewise_info", "Always 1.", ["version"], registry=registry)
         self.info.labels(version).set(1)
+        self._stages = tuple((self.stage_duration.labels(stage), f"{field}_us") for stage, field in _STAGES)
+        self._plans = {kind: self.plan.labels(plan_name(kind)) for kind in search_service_pb2.PlanKind.values()}
+        self._shard_ok = self.shard_requests.labels("OK")
 
     def search(self, response: search_service_pb2.SearchResponse) -> None:
         """Count one finished search by what its answer says."""
         timing = response.timing
-        for stage, microseconds in (
-            ("decode", timing.decode_us),
-            ("encode", timing.encode_us),
-            ("compose", timing.compose_us),
-            ("fan_out", timing.fan_out_us),
-            ("shard", timing.shard_max_us),
-            ("shard_queue", timing.shard_queue_max_us),
-            ("merge", timing.merge_us),
-        ):
-            if microseconds:
-                self.stage_duration.labels(stage).observe(microseconds / 1e6)
+        for series, field in self._stages:
+            if microseconds := getattr(timing, field):
+                series.observe(microseconds / 1e6)
         for shard in response.plan.shards:
-            self.plan.labels(plan_name(shard.kind)).inc()
+            (self._plans.get(shard.kind) or self.plan.labels("unknown")).inc()
             if shard.fallback:
                 self.plan_fallback.inc()
-        self.coverage.observe(response.coverage.fraction)
-        self.shard_requests.labels("OK").inc(response.coverage.shards_ok)
-        for degradation in response.coverage.degradations:
+        coverage = response.coverage
+        self.coverage.observe(coverage.fraction)
+        self._shard_ok.inc(coverage.shards_ok)
+        for degradation in coverage.degradations:
             self.degraded.labels(degradation.reason).inc()
             self.shard_requests.labels(degradation.reason).inc(len(degradation.shards))
 

@@ -1,5 +1,6 @@
 """How an answer was found, in one line for people."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -24,6 +25,18 @@ def summary(shards: Sequence[pb.ShardPlan], *, filtered: bool) -> str:
         shards: Plans of the shards that answered.
         filtered: Whether the search had a filter.
     """
+    if len(shards) == 1:
+        # Many searches share a plan, and the words take longer to put together than to look up.
+        return _summary_of_one(shards[0].SerializeToString(), filtered=filtered)
+    return _summary(shards, filtered=filtered)
+
+
+@functools.lru_cache(maxsize=256)
+def _summary_of_one(shard: bytes, *, filtered: bool) -> str:
+    return _summary([pb.ShardPlan.FromString(shard)], filtered=filtered)
+
+
+def _summary(shards: Sequence[pb.ShardPlan], *, filtered: bool) -> str:
     kinds = Counter(_WORDS.get(shard.kind, "unknown") for shard in shards)
     if len(kinds) > 1:
         # Empty shards beside others say nothing about how the answer was found.
@@ -45,12 +58,16 @@ def summary(shards: Sequence[pb.ShardPlan], *, filtered: bool) -> str:
 
 def unused(shards: Sequence[pb.ShardPlan], *, ef: bool, nprobe: bool, over_fetch: bool) -> list[common_pb2.Warning]:
     """Warnings for parameters that were given and that no shard had a use for."""
+    if not (ef or nprobe or over_fetch):
+        return []
     exact = all(shard.kind in _EXACT for shard in shards)
     given = {
         "ef": ef and not any(shard.ef for shard in shards),
         "nprobe": nprobe and not any(shard.nprobe for shard in shards),
         "over_fetch": over_fetch and exact,
     }
+    if not any(given.values()):
+        return []
     why = "the search was exact" if exact else "the gallery's index has no such parameter"
     return [
         common_pb2.Warning(code="PARAMETER_UNUSED", message=f"params.{name} had no effect: {why}")

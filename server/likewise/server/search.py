@@ -20,7 +20,8 @@ from likewise.server.fan_out import FanOut, LiveCounts, fan_out
 from likewise.server.metrics import Metrics
 from likewise.server.protocols import Galleries, GalleryHandle, Models
 from likewise.server.recent_queries import LiveQuery, RecentQueries
-from likewise.server.validate_search import ItemReference, Partial, Question, SearchQuery, question, search_query
+from likewise.server.search_forms import Form, Forms
+from likewise.server.validate_search import ItemReference, Partial, Question, question
 from likewise.shards.protocols import SearchOptions, ShardHits
 from likewise.shards.spec import GallerySpec, SpaceSpec, shard_hash
 from likewise.v1 import common_pb2
@@ -41,7 +42,8 @@ class Prepared:
 
     Attributes:
         handle: The gallery.
-        query: What was asked.
+        form: What was asked for besides the query vector.
+        space: The space searched.
         composed: The query vector.
         options: What the shards are told.
         request_id: To echo.
@@ -49,7 +51,8 @@ class Prepared:
     """
 
     handle: GalleryHandle
-    query: SearchQuery
+    form: Form
+    space: SpaceSpec
     composed: Composed
     options: SearchOptions
     request_id: str
@@ -58,7 +61,7 @@ class Prepared:
     @property
     def key(self) -> tuple[str, SearchOptions, Partial]:
         """Searches with equal keys can be answered together."""
-        return self.handle.spec.gallery_id, self.options, self.query.partial
+        return self.handle.spec.gallery_id, self.options, self.form.partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class Searcher:
         self._executor = executor
         self._recent = recent
         self._live = LiveCounts()
+        self._forms = Forms()
 
     async def search(self, request: pb.SearchRequest) -> pb.SearchResponse:
         """Answer one search."""
@@ -113,46 +117,39 @@ class Searcher:
         record = access_log.current()
         handle = self._galleries.get(validate.required(request.gallery, "gallery"))
         record.gallery = handle.spec.name
-        query = search_query(request, handle.spec)
-        record.k = query.k
+        form = self._forms.of(request, handle.spec)
+        asked = question(request.reference, request.conditions, request.space, handle.spec)
+        request_id = validate.request_id(request.request_id) if request.request_id else record.request_id
+        record.k = form.k
         version = await self._min_version(request, handle)
-        resolved = await self._resolve(query.question, handle, min_version=version)
-        composed = await self._compose(query.question, resolved.reference, handle.spec)
-        if not query.include_reference and isinstance(resolved.reference, ImageReference):
+        resolved = await self._resolve(asked, handle, min_version=version)
+        composed = await self._compose(asked, resolved.reference, handle.spec)
+        if not form.include_reference and isinstance(resolved.reference, ImageReference):
             data = resolved.reference.data
             digest = await self._run(len(data) >= _OFF_LOOP_BYTES, lambda: content.of_bytes(data))
             resolved = replace(resolved, excluded_content=digest)
-        left_out = not query.include_reference
-        options = SearchOptions(
-            space=query.question.space.name,
-            k=query.k,
-            filter=query.filter,
-            exact=query.looking.exact,
-            ef=query.looking.ef,
-            nprobe=query.looking.nprobe,
-            over_fetch=query.looking.over_fetch,
-            target_recall=query.looking.target_recall,
-            excluded_ids=resolved.excluded_ids if left_out else (),
-            excluded_content=resolved.excluded_content if left_out else None,
-            attributes=query.attributes,
-            vectors=query.vectors,
-            min_version=version,
-        )
+        options = form.options(asked.space.name)
+        if version:
+            options = replace(options, min_version=version)
+        if not form.include_reference and (resolved.excluded_ids or resolved.excluded_content is not None):
+            options = replace(options, excluded_ids=resolved.excluded_ids, excluded_content=resolved.excluded_content)
         return Prepared(
             handle=handle,
-            query=query,
+            form=form,
+            space=asked.space,
             composed=composed,
             options=options,
-            request_id=query.request_id or record.request_id,
+            request_id=request_id,
             started=started,
         )
 
     async def answer(self, searches: Sequence[Prepared]) -> list[pb.SearchResponse]:
         """Answer searches that have the same `key` with one call to each shard."""
         first = searches[0]
-        queries = np.stack([search.composed.vector for search in searches])
+        alone = len(searches) == 1
+        queries = first.composed.vector[np.newaxis] if alone else np.stack([s.composed.vector for s in searches])
         try:
-            found = await fan_out(first.handle, queries, first.options, partial=first.query.partial, live=self._live)
+            found = await fan_out(first.handle, queries, first.options, partial=first.form.partial, live=self._live)
         except ServiceError as error:
             if "shard" in error.metadata:
                 self._metrics.shard_requests.labels(error.reason).inc()
@@ -163,18 +160,23 @@ class Searcher:
             cells > _OFF_LOOP_CELLS,
             lambda: answer.pack(
                 found.answers,
-                [search.query.cut for search in searches],
+                [search.form.cut for search in searches],
                 k=first.options.k,
                 spec=first.handle.spec,
-                space=first.query.question.space.digest,
+                space=first.space.digest,
             ),
         )
         merge_us = round((time.perf_counter() - started) * 1e6)
-        responses = [_response(search, found, merged, merge_us) for search, merged in zip(searches, hits, strict=True)]
+        shards = [found.answers[number].plan for number in sorted(found.answers)]
+        told = plan.summary(shards, filtered=bool(first.options.filter))
+        responses = [
+            _response(search, found, shards, told, merged, merge_us)
+            for search, merged in zip(searches, hits, strict=True)
+        ]
         for response in responses:
             self._metrics.search(response)
         if first.options.filter and (live := found.coverage.items_searched):
-            allowed = sum(shard.plan.allowed for shard in found.answers.values())
+            allowed = sum(shard.allowed for shard in shards)
             self._metrics.filter_selectivity.observe(allowed / live)
         return responses
 
@@ -242,16 +244,12 @@ class Searcher:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work) if large else work()
 
 
-def _response(search: Prepared, found: FanOut, hits: pb.Hits, merge_us: int) -> pb.SearchResponse:
-    shards = [found.answers[number].plan for number in sorted(found.answers)]
-    timing = _timing(search.composed)
-    timing.fan_out_us = found.elapsed_us
-    timing.shard_max_us = max(shard.search_us for shard in found.answers.values())
-    timing.shard_queue_max_us = max(shard.queue_us for shard in found.answers.values())
-    timing.merge_us = merge_us
-    looking = search.query.looking
+def _response(
+    search: Prepared, found: FanOut, shards: Sequence[pb.ShardPlan], told: str, hits: pb.Hits, merge_us: int
+) -> pb.SearchResponse:
+    answers, composed, looking = found.answers.values(), search.composed, search.form.looking
     warnings = [
-        *search.composed.warnings,
+        *composed.warnings,
         *_excluded(search, found.answers),
         *plan.unused(
             shards,
@@ -260,22 +258,25 @@ def _response(search: Prepared, found: FanOut, hits: pb.Hits, merge_us: int) -> 
             over_fetch=looking.over_fetch is not None,
         ),
     ]
-    response = pb.SearchResponse(
+    return pb.SearchResponse(
         hits=hits,
         coverage=found.coverage,
-        timing=timing,
-        plan=pb.Plan(
-            summary=plan.summary(shards, filtered=bool(search.options.filter)),
-            shards=shards,
-            composition=search.composed.composition,
+        timing=pb.Timing(
+            decode_us=composed.decode_us,
+            encode_us=composed.encode_us,
+            compose_us=composed.compose_us,
+            fan_out_us=found.elapsed_us,
+            shard_max_us=max([shard.search_us for shard in answers]),
+            shard_queue_max_us=max([shard.queue_us for shard in answers]),
+            merge_us=merge_us,
+            total_us=round((time.perf_counter() - search.started) * 1e6),
         ),
-        models=search.composed.models,
-        version=min(shard.version for shard in found.answers.values()),
+        plan=pb.Plan(summary=told, shards=shards, composition=composed.composition),
+        models=composed.models,
+        version=min([shard.version for shard in answers]),
         warnings=warnings,
         request_id=search.request_id,
     )
-    response.timing.total_us = round((time.perf_counter() - search.started) * 1e6)
-    return response
 
 
 def _timing(composed: Composed) -> pb.Timing:
@@ -284,8 +285,10 @@ def _timing(composed: Composed) -> pb.Timing:
 
 def _excluded(search: Prepared, answers: Mapping[int, ShardHits]) -> list[common_pb2.Warning]:
     """Says that copies of an image were left out: unlike the id of a stored item, the caller did not name them."""
+    if search.options.excluded_content is None or search.options.excluded_ids:
+        return []
     count = sum(hits.excluded for hits in answers.values())
-    if not count or search.options.excluded_ids:
+    if not count:
         return []
     items = "1 item is an exact copy" if count == 1 else f"{count} items are exact copies"
     return [

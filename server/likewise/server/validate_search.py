@@ -69,10 +69,12 @@ class Looking:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchQuery:
-    """One search, checked. Fields as in `likewise.v1.SearchRequest`."""
+class SearchForm:
+    """What a search asks for besides its question, checked. Fields as in `likewise.v1.SearchRequest`.
 
-    question: Question
+    Callers send the same form over and over, with another reference each time.
+    """
+
     k: int
     filter: bytes
     cut: Cut
@@ -81,21 +83,18 @@ class SearchQuery:
     vectors: bool
     partial: Partial
     include_reference: bool
-    request_id: str
 
 
-def search_query(request: pb.SearchRequest, spec: GallerySpec) -> SearchQuery:
-    """Check a search of the gallery `spec`.
+def search_form(request: pb.SearchRequest, spec: GallerySpec) -> SearchForm:
+    """Check all of a search of the gallery `spec` but its question and its request id.
 
     Raises:
         InvalidRequest: Naming the field.
-        FailedPrecondition: If a vector lives in another space.
         Unimplemented: For parts of a later release.
     """
     if request.mask.explanation:
         raise validate.later("mask.explanation", "scores of each condition are")
-    return SearchQuery(
-        question=question(request.reference, request.conditions, request.space, spec),
+    return SearchForm(
         k=validate.within(request.k, 1, MAX_K, "k") if request.HasField("k") else DEFAULT_K,
         filter=filter_bytes(request.filter, request.HasField("filter"), spec),
         cut=_cut(request.cutoff),
@@ -104,14 +103,27 @@ def search_query(request: pb.SearchRequest, spec: GallerySpec) -> SearchQuery:
         vectors=request.mask.vectors,
         partial=_partial(request.partial),
         include_reference=request.include_reference,
-        request_id=validate.request_id(request.request_id) if request.request_id else "",
+    )
+
+
+def form_key(request: pb.SearchRequest) -> tuple[object, ...]:
+    """What `search_form` reads of a request: equal keys have equal forms."""
+    return (
+        request.k if request.HasField("k") else None,
+        # None and b"": an empty filter is refused, none is not.
+        request.filter.SerializeToString() if request.HasField("filter") else None,
+        request.params.SerializeToString() if request.HasField("params") else b"",
+        request.cutoff.SerializeToString() if request.HasField("cutoff") else b"",
+        request.mask.SerializeToString() if request.HasField("mask") else b"",
+        request.partial.SerializeToString() if request.HasField("partial") else b"",
+        request.include_reference,
     )
 
 
 def question(reference: pb.Reference, conditions: Iterable[pb.Condition], space: str, spec: GallerySpec) -> Question:
     """Check the reference and the conditions of a search of the gallery `spec`; errors as for `search_query`."""
     where = validate.space_of(spec, space)
-    given = list(conditions)
+    given = tuple(conditions)
     if len(given) > MAX_CONDITIONS:
         raise InvalidRequest(f"conditions: at most {MAX_CONDITIONS}, got {len(given)}", field="conditions")
     asked = Question(
@@ -145,9 +157,8 @@ def _reference(
         case "text":
             return TextReference(validate.text(message.text, "reference.text"))
         case "vector":
-            matrix = validate.vectors(message.vector, space, "reference.vector")
-            validate.normalised(matrix, lambda _: "reference.vector")
-            return VectorReference(matrix[0])
+            vector = validate.vectors(message.vector, space, "reference.vector")[0]
+            return VectorReference(vector, validate.unit(vector, "reference.vector"))
         case "item_id":
             return ItemReference(validate.item_id(message.item_id, "reference.item_id"))
         case "multi_vector":

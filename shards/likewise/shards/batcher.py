@@ -2,11 +2,15 @@
 
 Requests with equal keys may share a batch. The queue is bounded in queries; entries whose caller went away are dropped
 before they cost anything, and a batch nobody waits for any more is told to stop.
+
+A batch goes to a thread and back, which takes longer than a small search itself. So a lone request that is known to be
+short runs where it is, as long as such searches take no more than a share of the event loop's time.
 """
 
 import asyncio
+import contextlib
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -16,6 +20,15 @@ from likewise.shards.protocols import Overloaded, Unavailable
 
 MAX_BATCH: Final = 256
 MAX_QUEUED: Final = 4_096
+
+INLINE_S: Final = 0.0005
+"""Longest search, as expected from those before, that may run on the event loop."""
+
+INLINE_SHARE: Final = 1 / 3
+"""Of the event loop's time that such searches may take; beyond, other calls would wait for them."""
+
+_COSTS_KEPT: Final = 256
+_NEWEST_WEIGHT: Final = 0.2
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Request = TypeVar("_Request")
@@ -60,6 +73,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         max_batch: Most queries of one batch; a larger request runs alone.
         max_queued: Most queries waiting; a request over it is refused.
         on_batch: Told about every batch, on the event loop.
+        inline: Whether a request of this key may run on the event loop when it is short; by default none may.
     """
 
     def __init__(
@@ -70,16 +84,21 @@ class Batcher(Generic[_Key, _Request, _Result]):
         max_batch: int = MAX_BATCH,
         max_queued: int = MAX_QUEUED,
         on_batch: Callable[[ShardBatch], None] | None = None,
+        inline: Callable[[_Key], bool] = lambda _: False,
     ) -> None:
         self._run = run
         self._executor = executor
         self._max_batch = max_batch
         self._max_queued = max_queued
         self._on_batch = on_batch
+        self._inline = inline
+        self._inline_budget = _Budget(INLINE_SHARE, most_s=4 * INLINE_S)
+        self._costs: OrderedDict[_Key, float] = OrderedDict()
         self._queue: deque[_Entry[_Key, _Request, _Result]] = deque()
         self._queued = 0
         self._busy_s = 0.001
-        self._runner: asyncio.Task[None] | None = None
+        self._due = False
+        self._running: asyncio.Future[None] | None = None
         self._closed = False
 
     @property
@@ -101,13 +120,15 @@ class Batcher(Generic[_Key, _Request, _Result]):
                 f"the shard's queue takes {self._max_queued} queries, {self._queued} wait and {queries} came",
                 retry_after_s=self._busy_s * (1 + self._queued / self._max_batch),
             )
-        future: asyncio.Future[Timed[_Result]] = asyncio.get_running_loop().create_future()
-        entry = _Entry(key, request, queries, future)
+        loop = asyncio.get_running_loop()
+        entry = _Entry(key, request, queries, loop.create_future())
         self._queue.append(entry)
         self._queued += queries
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._drain())
-        return await future
+        if self._running is None and not self._due:
+            # Not at once: whoever is ready in this turn of the event loop shares the batch.
+            self._due = True
+            loop.call_soon(self._next, loop)
+        return await entry.future
 
     async def close(self) -> None:
         """Refuse what waits and let the running batch end."""
@@ -117,35 +138,72 @@ class Batcher(Generic[_Key, _Request, _Result]):
             if not entry.future.done():
                 entry.future.set_exception(Unavailable("the shard is closing"))
         self._queued = 0
-        if self._runner is not None:
-            await self._runner
+        if self._running is not None:
+            await asyncio.shield(self._running)
 
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin the next batch, if there is one and none is running."""
+        self._due = False
+        while self._running is None and (entries := self._next_batch()):
+            batch = _Batch(entries, time.perf_counter())
+            if self._on_batch is not None:
+                self._on_batch(ShardBatch(batch.queries, self._queued))
+            if self._is_short(batch):
+                self._finish(self._answered(batch))
+                continue
+            self._running = loop.create_future()
+            try:
+                self._executor.submit(self._work, batch, loop)
+            except RuntimeError as error:  # the executor was shut down
+                batch.failure = Unavailable(f"the shard cannot search: {error}")
+                self._done(batch, loop)
+
+    def _is_short(self, batch: "_Batch[_Key, _Request, _Result]") -> bool:
+        if len(batch.entries) > 1 or batch.queries > 1 or self._queue or not self._inline(batch.key):
+            return False
+        cost = self._costs.get(batch.key)
+        return cost is not None and cost <= INLINE_S and self._inline_budget.covers(cost, batch.started)
+
+    def _work(self, batch: "_Batch[_Key, _Request, _Result]", loop: asyncio.AbstractEventLoop) -> None:
+        """Run a batch, in the executor."""
+        answered = self._answered(batch)
+        with contextlib.suppress(RuntimeError):  # the event loop was closed, nobody waits
+            loop.call_soon_threadsafe(self._done, answered, loop)
+
+    def _answered(self, batch: "_Batch[_Key, _Request, _Result]") -> "_Batch[_Key, _Request, _Result]":
+        # The thread's own time: what it waited for the interpreter is not what the search costs.
+        own_s = time.thread_time()
         try:
-            while batch := self._next_batch():
-                started = time.perf_counter()
-                requests = [entry.request for entry in batch]
-                if self._on_batch is not None:
-                    self._on_batch(ShardBatch(sum(entry.queries for entry in batch), self._queued))
+            batch.results = self._run(batch.key, [entry.request for entry in batch.entries], batch.abandoned)
+        except Exception as error:
+            batch.failure = error
+        batch.own_s = time.thread_time() - own_s
+        return batch
 
-                def abandoned(entries: Sequence[_Entry[_Key, _Request, _Result]] = batch) -> bool:
-                    return all(entry.future.done() for entry in entries)
+    def _done(self, batch: "_Batch[_Key, _Request, _Result]", loop: asyncio.AbstractEventLoop) -> None:
+        """Give out what a batch of the executor came to; the next one begins first, so that it does not idle."""
+        ended, self._running = self._running, None
+        self._next(loop)
+        self._finish(batch)
+        if ended is not None:
+            ended.set_result(None)
 
-                try:
-                    results = await loop.run_in_executor(self._executor, self._run, batch[0].key, requests, abandoned)
-                except Exception as error:
-                    for entry in batch:
-                        if not entry.future.done():
-                            entry.future.set_exception(error)
-                    continue
-                self._busy_s = time.perf_counter() - started
-                for entry, result in zip(batch, results, strict=True):
-                    if not entry.future.done():
-                        queue_us = int((started - entry.since) * 1e6)
-                        entry.future.set_result(Timed(result, queue_us, int(self._busy_s * 1e6)))
-        finally:
-            self._runner = None
+    def _finish(self, batch: "_Batch[_Key, _Request, _Result]") -> None:
+        if batch.failure is not None:
+            for entry in batch.entries:
+                if not entry.future.done():
+                    entry.future.set_exception(batch.failure)
+            return
+        self._busy_s = time.perf_counter() - batch.started
+        search_us = int(self._busy_s * 1e6)
+        for entry, result in zip(batch.entries, batch.results, strict=True):
+            if not entry.future.done():
+                entry.future.set_result(Timed(result, int((batch.started - entry.since) * 1e6), search_us))
+        cost = batch.own_s / batch.queries
+        before = self._costs.pop(batch.key, cost)
+        self._costs[batch.key] = before + _NEWEST_WEIGHT * (cost - before)
+        if len(self._costs) > _COSTS_KEPT:
+            self._costs.popitem(last=False)
 
     def _next_batch(self) -> list[_Entry[_Key, _Request, _Result]]:
         """Entries of the key that has waited longest, as many as fit; they leave the queue."""
@@ -164,3 +222,37 @@ class Batcher(Generic[_Key, _Request, _Result]):
         self._queue = kept
         self._queued -= size
         return batch
+
+
+class _Batch(Generic[_Key, _Request, _Result]):
+    """Entries that run together, and what came of it."""
+
+    def __init__(self, entries: Sequence[_Entry[_Key, _Request, _Result]], started: float) -> None:
+        self.entries = entries
+        self.key = entries[0].key
+        self.queries = sum([entry.queries for entry in entries])
+        self.started = started
+        self.results: Sequence[_Result] = ()
+        self.failure: Exception | None = None
+        self.own_s = 0.0
+
+    def abandoned(self) -> bool:
+        """Whether everybody has gone."""
+        return all(entry.future.done() for entry in self.entries)
+
+
+class _Budget:
+    """Time that may be spent at a rate, in seconds a second, and saved up to a bound."""
+
+    def __init__(self, rate: float, *, most_s: float) -> None:
+        self._rate, self._most_s = rate, most_s
+        self._left_s, self._at = most_s, 0.0
+
+    def covers(self, cost_s: float, now: float) -> bool:
+        """Spend `cost_s` if it is there."""
+        self._left_s = min(self._most_s, self._left_s + self._rate * (now - self._at))
+        self._at = now
+        if self._left_s < cost_s:
+            return False
+        self._left_s -= cost_s
+        return True

@@ -1,8 +1,8 @@
 """Filters as bitmaps, shared by the searches that use the same one.
 
 A filter's matches are kept per slot numbering and only extended by the rows that came since, because a slot's
-attributes never change; which of them are alive is kept per mutation. Both are bounded together, in bytes, least
-recently used first.
+attributes never change; which of them are alive is kept per mutation, and with it the allowed rows themselves where
+they are few. All are bounded together, in bytes, least recently used first.
 """
 
 import functools
@@ -15,11 +15,14 @@ from typing import Final
 import numpy as np
 
 from likewise.shards.filter import Predicate, compile_filter
+from likewise.shards.protocols import F32, I64
 from likewise.shards.rows import Mask, Snapshot
 from likewise.shards.spec import AttributeSpec
 
 MAX_BYTES: Final = 64 << 20
 MAX_PREDICATES: Final = 128
+GATHERED_SHARE: Final = 4
+"""One filter's rows may take a quarter of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,27 @@ class Allowed:
         count: How many are true.
         sealed: How many of those are sealed.
         filtered: There was a filter; without one all live rows are allowed.
+        key: What the cache knows the rows by; None where they are nobody else's.
     """
 
     mask: Mask
     count: int
     sealed: int
     filtered: bool
+    key: Hashable | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Allowed rows side by side, so that searches with the same filter compare one block of memory.
+
+    Attributes:
+        slots: (rows,) int64, ascending.
+        vectors: (rows, dim) float32.
+    """
+
+    slots: I64
+    vectors: F32
 
 
 class FilterCache:
@@ -56,7 +74,7 @@ class FilterCache:
 
         self._compile = compile_once
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[Hashable, Mask] = OrderedDict()
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -75,38 +93,63 @@ class FilterCache:
         if predicate is None:
             return Allowed(snapshot.alive, snapshot.live, snapshot.sealed_live, filtered=False)
         key = (filter, snapshot.generation, snapshot.mutation)
-        mask = self._get(key)
-        if mask is None:
-            mask = self._matches(snapshot, filter, predicate) & snapshot.alive
-            mask.flags.writeable = False
-            self._put(key, mask)
-        return Allowed(mask, int(np.count_nonzero(mask)), int(np.count_nonzero(mask[: snapshot.sealed])), filtered=True)
+        kept = self._get(key)
+        if isinstance(kept, Allowed):
+            return kept
+        mask = self._matches(snapshot, filter, predicate) & snapshot.alive
+        mask.flags.writeable = False
+        sealed = int(np.count_nonzero(mask[: snapshot.sealed]))
+        allowed = Allowed(mask, int(np.count_nonzero(mask)), sealed, filtered=True, key=key)
+        self._put(key, allowed, mask.nbytes)
+        return allowed
+
+    def gathered(self, snapshot: Snapshot, allowed: Allowed, space: str) -> Gathered | None:
+        """The allowed rows copied out, once for all searches of this filter; None where they are too many to keep."""
+        rows = snapshot.spaces[space]
+        size = allowed.count * (4 * rows.sealed.shape[1] + 8)
+        if allowed.key is None or not 0 < size <= self._max_bytes // GATHERED_SHARE:
+            return None
+        key = (allowed.key, space)
+        kept = self._get(key)
+        if isinstance(kept, Gathered):
+            return kept
+        slots = np.flatnonzero(allowed.mask)
+        gathered = Gathered(slots, np.ascontiguousarray(rows.vectors(slots)))
+        self._put(key, gathered, size)
+        return gathered
 
     def _matches(self, snapshot: Snapshot, filter: bytes, predicate: Predicate) -> Mask:
         key = (filter, snapshot.generation)
         held = self._get(key)
-        if held is None:
+        if not isinstance(held, np.ndarray):
             matches = predicate.mask(snapshot.table)
         elif len(held) < snapshot.size:
             matches = np.concatenate((held, predicate.mask(snapshot.table.slice(len(held)))))
         else:
             return held[: snapshot.size]
-        self._put(key, matches)
+        self._put(key, matches, matches.nbytes)
         return matches
 
-    def _get(self, key: Hashable) -> Mask | None:
+    def _get(self, key: Hashable) -> "Mask | Allowed | Gathered | None":
         with self._lock:
-            mask = self._kept.get(key)
-            if mask is not None:
-                self._kept.move_to_end(key)
-            return mask
+            kept = self._kept.get(key)
+            if kept is None:
+                return None
+            self._kept.move_to_end(key)
+            return kept.value
 
-    def _put(self, key: Hashable, mask: Mask) -> None:
+    def _put(self, key: Hashable, value: "Mask | Allowed | Gathered", size: int) -> None:
         with self._lock:
             if (old := self._kept.pop(key, None)) is not None:
-                self._bytes -= old.nbytes
-            self._kept[key] = mask
-            self._bytes += mask.nbytes
+                self._bytes -= old.bytes
+            self._kept[key] = _Kept(value, size)
+            self._bytes += size
             while self._bytes > self._max_bytes and self._kept:
                 _, dropped = self._kept.popitem(last=False)
-                self._bytes -= dropped.nbytes
+                self._bytes -= dropped.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    value: "Mask | Allowed | Gathered"
+    bytes: int

@@ -20,13 +20,14 @@ class Merged:
         ids: All queries' hits, one query after the other.
         scores: (hits,) float32.
         offsets: (n + 1,) int64; query i has hits offsets[i] to offsets[i + 1].
-        take: (hits,) int64; row of each hit in the parts' hits laid end to end, in the order the parts were given.
+        take: (hits,) int64; row of each hit in the parts' hits laid end to end, in the order the parts were given; None
+            where they are the hits, one after the other.
     """
 
-    ids: list[str]
+    ids: Sequence[str]
     scores: F32
     offsets: I64
-    take: I64
+    take: I64 | None
 
 
 def merge(parts: Sequence[ShardHits], k: int) -> Merged:
@@ -40,6 +41,9 @@ def merge(parts: Sequence[ShardHits], k: int) -> Merged:
     if not parts:
         raise ValueError("nothing to merge: at least one part is needed")
     n = len(parts[0].offsets) - 1
+    if len(parts) == 1 and (len(parts[0].ids) <= k or int(np.diff(parts[0].offsets).max()) <= k):
+        # A shard gives its hits in order.
+        return Merged(ids=parts[0].ids, scores=parts[0].scores, offsets=parts[0].offsets, take=None)
     for part in parts[1:]:
         if len(part.offsets) - 1 != n:
             raise ValueError(f"parts answer {n} and {len(part.offsets) - 1} queries")
@@ -67,6 +71,8 @@ def take_attributes(parts: Sequence[ShardHits], merged: Merged) -> pa.RecordBatc
     batches = [part.attributes for part in parts if part.attributes is not None]
     if not batches:
         return None
+    if merged.take is None:
+        return batches[0]
     taken = pa.Table.from_batches(batches).combine_chunks().take(pa.array(merged.take)).combine_chunks()
     return pa.RecordBatch.from_arrays(
         [column.combine_chunks() if column.num_chunks != 1 else column.chunk(0) for column in taken.columns],
@@ -77,7 +83,9 @@ def take_attributes(parts: Sequence[ShardHits], merged: Merged) -> pa.RecordBatc
 def take_vectors(parts: Sequence[ShardHits], merged: Merged) -> F32 | None:
     """(hits, dim) vectors of the merged hits; None when the parts carry none."""
     vectors = [part.vectors for part in parts if part.vectors is not None]
-    return np.concatenate(vectors)[merged.take] if vectors else None
+    if not vectors:
+        return None
+    return vectors[0] if merged.take is None else np.concatenate(vectors)[merged.take]
 
 
 def _break_ties(order: I64, scores: F32, bounds: I64, ids: Sequence[str]) -> I64:

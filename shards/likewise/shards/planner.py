@@ -22,11 +22,15 @@ STEADY_EF: Final = 128
 """Where nobody chose a list, it is at least 8 times as deep as what is wanted, up to here: 30,000 x 256 in 50 tight
 clusters, queries from outside of them, has a recall@10 of 0.933 with 64 and of 0.987 with 128."""
 
-EXACT_ROWS: Final = 20_000
-"""Rows compared exactly in about the time of an HNSW search (0.03 us a row of 512 against 0.2 to 0.6 ms)."""
+EXACT_ROWS: Final = {"hnsw": 4_000}
+OTHER_EXACT_ROWS: Final = 20_000
+"""Filtered rows that are always compared exactly, by kind of index. 4,000 rows take 0.15 ms a query in a batch of 8,
+HNSW with a list of 64 takes 0.1 to 0.2 ms, and no list can miss a row. The lists of IVF are gone through for each query
+by itself, a row of theirs costs 3 to 4 times as much as one of a block that a batch of 8 to 16 shares."""
 
-ROWS_PER_EF: Final = 100
-"""Rows compared exactly in the time that one more candidate of HNSW's list costs."""
+ROWS_PER_EF: Final = 40
+"""Rows compared exactly in the time that one more candidate of HNSW's list costs, in batches of 8: 0.07 us a row of 512
+whose block is kept between searches, 2.7 us a candidate. One query alone compares 10 rows in that time."""
 
 EF_PER_DEPTH: Final = 3
 """HNSW's list as a multiple of the depth wanted from it. Recall of the whole depth, 50,000 x 512 in 1,000 clusters:
@@ -107,13 +111,13 @@ class Choice:
     nprobe: int = 0
 
 
-def choose(demand: Demand, index: IndexTraits | None, *, exact_rows: int = EXACT_ROWS) -> Choice:
+def choose(demand: Demand, index: IndexTraits | None, *, exact_rows: int | None = None) -> Choice:
     """The plan for a demand.
 
     Args:
         demand: Counts and wishes.
         index: The sealed index, None where all rows are only compared exactly.
-        exact_rows: Filtered rows up to which comparing all is preferred whatever the index.
+        exact_rows: Filtered rows up to which comparing all is preferred; None for what suits the index.
     """
     if demand.allowed == 0:
         return Choice(pb.PLAN_KIND_EMPTY)
@@ -124,7 +128,8 @@ def choose(demand: Demand, index: IndexTraits | None, *, exact_rows: int = EXACT
     if approximate.depth >= index.rows or max(approximate.depth, approximate.ef) > MAX_LIST:
         return exact
     if demand.exact is None:
-        if demand.filtered and demand.allowed <= exact_rows:
+        few = EXACT_ROWS.get(index.kind, OTHER_EXACT_ROWS) if exact_rows is None else exact_rows
+        if demand.filtered and demand.allowed <= few:
             return exact
         if demand.allowed <= _cost_in_rows(approximate, index):
             return exact

@@ -1,5 +1,6 @@
 """One batch of searches over one snapshot: plan, candidates, exact scores, exclusions, columns."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from likewise.shards import attributes, planner
-from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, rank, scan
+from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, rank, rank_table, scan
 from likewise.shards.masks import Allowed, FilterCache
 from likewise.shards.planner import Choice, Demand
 from likewise.shards.protocols import F32, I64, SearchOptions
@@ -18,6 +19,7 @@ from likewise.v1 import search_service_pb2 as pb
 MAX_EXTRA: Final = 64
 """Rows to leave out of an answer that are met by asking for as many more; beyond, they are taken out of the bitmap."""
 
+_NO_SLOTS: Final[I64] = np.zeros(0, dtype=np.int64)
 _EXACT: Final = frozenset({pb.PLAN_KIND_EXACT, pb.PLAN_KIND_EXACT_FILTERED})
 
 
@@ -62,6 +64,7 @@ class _Outcome:
     plan: pb.ShardPlan
 
 
+@functools.lru_cache(maxsize=1_024)
 def batch_key(options: SearchOptions) -> BatchKey:
     """The part of the options that decides which searches may share a batch.
 
@@ -85,7 +88,7 @@ def answer(
     *,
     shard: int,
     masks: FilterCache,
-    exact_rows: int,
+    exact_rows: int | None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Found]:
     """Answer the requests of one batch, in order.
@@ -95,15 +98,18 @@ def answer(
         Abandoned: If `stop()` became true.
     """
     allowed = masks.allowed(snapshot, key.filter)
-    searcher = _Searcher(snapshot, key, shard, exact_rows, stop)
+    searcher = _Searcher(snapshot, key, shard, masks, exact_rows, stop)
     copies = [_copies(snapshot, allowed, request.options) for request in requests]
     extra = [len(c) + len(r.options.excluded_ids) for c, r in zip(copies, requests, strict=True)]
+    if not any(extra):
+        outcome = searcher.search(_joined_queries([request.queries for request in requests]), key.k, allowed)
+        return _as_they_are(snapshot, requests, outcome)
     together = [i for i, count in enumerate(extra) if count <= MAX_EXTRA]
     found: list[Found | None] = [None] * len(requests)
     if together:
         queries = [requests[i].queries for i in together]
         more = max(extra[i] for i in together)
-        outcome = searcher.search(np.concatenate(queries) if len(queries) > 1 else queries[0], key.k + more, allowed)
+        outcome = searcher.search(_joined_queries(queries), key.k + more, allowed)
         start = 0
         for i in together:
             stop_at = start + len(requests[i].queries)
@@ -119,12 +125,19 @@ def answer(
 
 class _Searcher:
     def __init__(
-        self, snapshot: Snapshot, key: BatchKey, shard: int, exact_rows: int, stop: Callable[[], bool]
+        self,
+        snapshot: Snapshot,
+        key: BatchKey,
+        shard: int,
+        masks: FilterCache,
+        exact_rows: int | None,
+        stop: Callable[[], bool],
     ) -> None:
         self._snapshot = snapshot
         self._space = snapshot.spaces[key.space]
         self._key = key
         self._shard = shard
+        self._masks = masks
         self._exact_rows = exact_rows
         self._stop = stop
 
@@ -166,6 +179,10 @@ class _Searcher:
         return _Outcome(_joined(pieces), plan)
 
     def _parts(self, allowed: Allowed, *, fresh_only: bool = False) -> list[Part]:
+        if allowed.filtered and not fresh_only:
+            gathered = self._masks.gathered(self._snapshot, allowed, self._key.space)
+            if gathered is not None:
+                return [Part(gathered.vectors, 0, slots=gathered.slots)]
         sealed, parts = self._snapshot.sealed, []
         if allowed.sealed and not fresh_only:
             rows = None if allowed.sealed == sealed else np.flatnonzero(allowed.mask[:sealed])
@@ -186,6 +203,12 @@ class _Searcher:
             raise Abandoned
         mask = allowed.mask[: self._snapshot.sealed] if index.filters else None
         positions = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
+        if allowed.count == allowed.sealed == index.rows and positions[:, : choice.candidates].min() >= 0:
+            # The common case: every row of the index may be a hit, and there are no others.
+            plan.compared = choice.candidates
+            return rank_table(
+                queries, positions[:, : choice.candidates], k, ids=self._snapshot.ids, gather=self._space.vectors
+            )
         kept = (positions >= 0) & allowed.mask[positions]
         short = np.count_nonzero(kept, axis=1) < min(k, allowed.sealed)
         kept &= np.cumsum(kept, axis=1) <= choice.candidates
@@ -209,10 +232,38 @@ class _Searcher:
         return _interleaved(ranked, exact, short)
 
 
+def _joined_queries(queries: Sequence[F32]) -> F32:
+    return np.concatenate(queries) if len(queries) > 1 else queries[0]
+
+
+def _as_they_are(snapshot: Snapshot, requests: Sequence[Request], outcome: _Outcome) -> list[Found]:
+    """The answers of requests that leave nothing out: slices of the outcome, whose plan they share."""
+    ranked, found, first = outcome.ranked, [], 0
+    all_ids, names = snapshot.ids, ranked.slots.tolist()
+    for request in requests:
+        options, last = request.options, first + len(request.queries)
+        start, stop = int(ranked.offsets[first]), int(ranked.offsets[last])
+        slots = ranked.slots[start:stop]
+        found.append(
+            Found(
+                ids=[all_ids[slot] for slot in names[start:stop]],
+                scores=ranked.scores[start:stop],
+                offsets=ranked.offsets[first : last + 1] - start,
+                attributes=attributes.take(snapshot.table, slots, options.attributes) if options.attributes else None,
+                vectors=snapshot.spaces[options.space].vectors(slots) if options.vectors else None,
+                plan=outcome.plan,
+                version=snapshot.version,
+                excluded=0,
+            )
+        )
+        first = last
+    return found
+
+
 def _copies(snapshot: Snapshot, allowed: Allowed, options: SearchOptions) -> I64:
     """Slots of the allowed rows whose content is excluded."""
     if options.excluded_content is None:
-        return np.zeros(0, dtype=np.int64)
+        return _NO_SLOTS
     slots = np.flatnonzero(snapshot.content == options.excluded_content)
     return slots[allowed.mask[slots]]
 

@@ -16,7 +16,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
 
-from likewise.shards import index, planner, reads
+from likewise.shards import index, reads
 from likewise.shards.attributes import check_names
 from likewise.shards.batcher import MAX_BATCH, MAX_QUEUED, Batcher, ShardBatch
 from likewise.shards.follower import Follower
@@ -56,7 +56,7 @@ class ShardLimits:
         max_batch: Most queries of one batch.
         max_queued: Most queries waiting.
         filter_cache_bytes: Bitmaps kept.
-        exact_rows: Filtered rows up to which comparing all is preferred to the index.
+        exact_rows: Filtered rows up to which comparing all is preferred to the index; None for what suits it.
         poll_s: Look for commits at the store this often besides what is pushed; None for never.
         recall_share: Time for checking recall as a share of the time of searches; 0 for no checks.
     """
@@ -64,7 +64,7 @@ class ShardLimits:
     max_batch: int = MAX_BATCH
     max_queued: int = MAX_QUEUED
     filter_cache_bytes: int = MAX_BYTES
-    exact_rows: int = planner.EXACT_ROWS
+    exact_rows: int | None = None
     poll_s: float | None = None
     recall_share: float = SHARE
 
@@ -136,6 +136,8 @@ class Shard:
             max_batch=limits.max_batch,
             max_queued=limits.max_queued,
             on_batch=on_batch,
+            # A filter may have to be evaluated anew, which no search before it tells.
+            inline=lambda key: not key.filter,
         )
         self._orders = reads.IdOrder()
 

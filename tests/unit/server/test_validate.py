@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 from likewise import wire
 from likewise.server import validate
 from likewise.server.errors import FailedPrecondition, InvalidRequest, ServiceError, Unimplemented
-from likewise.server.validate_search import search_query
-from likewise.shards.protocols import UnknownAttribute
+from likewise.server.validate_search import Question, SearchForm, question, search_form
+from likewise.shards.protocols import F32, UnknownAttribute
 from likewise.shards.spec import AttributeSpec, GallerySpec, SpaceSpec
 from likewise.v1 import common_pb2
 from likewise.v1 import search_service_pb2 as pb
@@ -34,6 +34,11 @@ def _vector(*numbers: float, **fields: object) -> pb.Reference:
     message = wire.encode_vector(np.array(numbers, dtype=np.float32))
     message.MergeFrom(common_pb2.Vector(**fields))  # type: ignore[arg-type]
     return pb.Reference(vector=message)
+
+
+def _check(request: pb.SearchRequest) -> tuple[Question, SearchForm]:
+    form = search_form(request, SPEC)
+    return question(request.reference, request.conditions, request.space, SPEC), form
 
 
 def _request(**fields: object) -> pb.SearchRequest:
@@ -151,7 +156,7 @@ def _request(**fields: object) -> pb.SearchRequest:
 )
 def test_a_search_is_refused_with_its_field(fields: dict[str, object], error: type[ServiceError], field: str) -> None:
     with pytest.raises(ServiceError) as caught:
-        search_query(_request(**fields), SPEC)
+        _check(_request(**fields))
 
     assert type(caught.value) is error
     assert caught.value.field == field
@@ -187,21 +192,21 @@ def test_a_search_is_refused_with_its_field(fields: dict[str, object], error: ty
 )
 def test_a_filter_is_refused_before_any_shard_is_asked(filter: common_pb2.Filter, field: str) -> None:
     with pytest.raises(UnknownAttribute) as caught:
-        search_query(_request(filter=filter), SPEC)
+        _check(_request(filter=filter))
 
     assert caught.value.field == field
 
 
 def test_both_dimensions_stand_in_the_error() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        search_query(_request(reference=_vector(1, 2, 3)), SPEC)
+        _check(_request(reference=_vector(1, 2, 3)))
 
     assert caught.value.reason == "DIMENSION_MISMATCH"
     assert caught.value.metadata == {"got": "3", "expected": "4"}
 
 
 def test_everything_given_arrives() -> None:
-    query = search_query(
+    asked, form = _check(
         _request(
             k=7,
             conditions=[
@@ -212,17 +217,15 @@ def test_everything_given_arrives() -> None:
             cutoff=pb.Cutoff(min_score=0.25),
             partial=pb.PartialPolicy(mode=pb.PARTIAL_POLICY_MODE_ALLOW, min_coverage=0.5),
             include_reference=True,
-            request_id="r",
-        ),
-        SPEC,
+        )
     )
 
-    (condition,) = query.question.conditions
+    (condition,) = asked.conditions
     assert (condition.text, condition.signed_weight, condition.mode) == ("in red", -2.0, pb.CONDITION_MODE_CHANGE)
-    assert (query.looking.ef, query.looking.nprobe, query.looking.over_fetch) == (100, 3, 2.0)
-    assert (query.k, query.attributes, query.vectors) == (7, ("colour", "price"), True)
-    assert (query.cut.min_score, query.partial.min_coverage) == (0.25, 0.5)
-    assert (query.include_reference, query.request_id) == (True, "r")
+    assert (form.looking.ef, form.looking.nprobe, form.looking.over_fetch) == (100, 3, 2.0)
+    assert (form.k, form.attributes, form.vectors) == (7, ("colour", "price"), True)
+    assert (form.cut.min_score, form.partial.min_coverage) == (0.25, 0.5)
+    assert form.include_reference
 
 
 @given(
@@ -276,3 +279,24 @@ def test_a_page_token_of_elsewhere_is_refused(token: str) -> None:
         validate.page_start(token, ["xy"])
 
     assert caught.value.field == "page_token"
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        st.integers(1, 70),
+        elements=st.floats(-(2.0**99), 2.0**99, width=32),
+    ).filter(lambda row: bool(row.any()))
+)
+def test_one_vector_gets_the_length_that_it_gets_in_a_matrix(row: F32) -> None:
+    unit, _ = validate.normalised(row[np.newaxis], lambda _: "v")
+
+    assert validate.unit(row, "v").tobytes() == unit[0].tobytes()
+
+
+@pytest.mark.parametrize("numbers", [(0, 0), (math.nan, 1), (math.inf, 1), (3e38, 3e38)])
+def test_a_vector_without_a_length_is_refused(numbers: tuple[float, float]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validate.unit(np.array(numbers, dtype=np.float32), "reference.vector")
+
+    assert (caught.value.reason, caught.value.field) == ("INVALID_VECTOR", "reference.vector")

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from likewise.shards.batcher import Batcher
+from likewise.shards.batcher import Batcher, _Budget
 from likewise.shards.protocols import Overloaded, Unavailable
 
 
@@ -160,3 +160,46 @@ async def test_closing_ends_the_running_batch_and_refuses_the_rest(batcher: Batc
         await waiting
     with pytest.raises(Unavailable):
         await batcher.submit("a", 3, queries=1)
+
+
+async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do() -> None:
+    threads: list[int] = []
+
+    def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
+        threads.append(threading.get_ident())
+        return [10 * request for request in requests]
+
+    with ThreadPoolExecutor(1) as executor:
+        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda key: key == "a")
+        here = threading.get_ident()
+        assert await ask(batcher, "a", 1) == 10
+        assert await ask(batcher, "a", 2) == 20
+        assert [*await asyncio.gather(ask(batcher, "a", 3), ask(batcher, "a", 4))] == [30, 40]
+        assert await ask(batcher, "b", 5) == 50
+        assert await ask(batcher, "b", 6) == 60
+        await batcher.close()
+
+    # The first one tells how long such a request takes.
+    assert [thread == here for thread in threads] == [False, True, False, False, False]
+
+
+async def test_a_request_that_fails_on_the_event_loop_fails_alone() -> None:
+    def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
+        return [10 // request for request in requests]
+
+    with ThreadPoolExecutor(1) as executor:
+        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda _: True)
+        assert await ask(batcher, "a", 1) == 10
+        with pytest.raises(ZeroDivisionError):
+            await ask(batcher, "a", 0)
+        assert await ask(batcher, "a", 5) == 2
+        await batcher.close()
+
+
+def test_a_budget_is_spent_and_comes_back_with_time() -> None:
+    budget = _Budget(0.25, most_s=1.0)
+
+    assert budget.covers(0.9, 100.0)
+    assert not budget.covers(0.2, 100.1)
+    assert budget.covers(0.2, 101.0)
+    assert not budget.covers(1.1, 1_000.0)

@@ -6,8 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.shards.fakes import F32, oracle, unit
 
+import likewise.shards.scan_threads
 from likewise.shards import distance
-from likewise.shards.distance import Abandoned, Part, Ranked, inner_products, scan, select
+from likewise.shards.distance import Abandoned, Part, Ranked, inner_products, rank, rank_table, scan, select
+from likewise.shards.scan_threads import ScanThreads
+
+THREADS = {count: ScanThreads(count) for count in (1, 2, 3)}
 
 
 def ids_of(count: int) -> list[str]:
@@ -39,9 +43,9 @@ def worlds(draw: st.DrawFn) -> tuple[F32, F32, list[int] | None, int, int]:
     return vectors, queries, rows, draw(st.integers(0, count)), draw(st.integers(1, 20))
 
 
-@given(worlds(), st.sampled_from([1, 16, 4_096]), st.sampled_from([64, 1 << 20]))
-def test_a_scan_is_exact_whatever_the_ties_the_blocks_and_the_parts(
-    world: tuple[F32, F32, list[int] | None, int, int], strip_rows: int, block_bytes: int
+@given(worlds(), st.sampled_from([1, 16, 4_096]), st.sampled_from([64, 1 << 20]), st.sampled_from([1, 2, 3]))
+def test_a_scan_is_exact_whatever_the_ties_the_blocks_the_parts_and_the_threads(
+    world: tuple[F32, F32, list[int] | None, int, int], strip_rows: int, block_bytes: int, threads: int
 ) -> None:
     vectors, queries, rows, cut, k = world
     ids = ids_of(len(vectors))
@@ -55,6 +59,8 @@ def test_a_scan_is_exact_whatever_the_ties_the_blocks_and_the_parts(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distance, "STRIP_ROWS", strip_rows)
         patch.setattr(distance, "BLOCK_BYTES", block_bytes)
+        patch.setattr(distance, "scan_threads", THREADS[threads])
+        patch.setattr(likewise.shards.scan_threads, "MIN_NUMBERS", 1)
         ranked = scan(queries, parts, k, ids=ids, gather=vectors.__getitem__)
 
     found = answers(ranked, ids)
@@ -111,3 +117,37 @@ def test_nothing_to_scan_gives_nothing() -> None:
     ranked = scan(unit(np.ones((2, 4))), [Part(empty, 0)], 3, ids=[], gather=empty.__getitem__)
 
     assert ranked.offsets.tolist() == [0, 0, 0]
+
+
+@given(worlds(), st.integers(1, 64))
+def test_a_table_of_candidates_is_ranked_as_the_same_candidates_in_a_row(
+    world: tuple[F32, F32, list[int] | None, int, int], rescore_bytes: int
+) -> None:
+    vectors, queries, _, _, k = world
+    ids = ids_of(len(vectors))
+    candidates = min(len(vectors), 2 * k)
+    rng = np.random.default_rng(len(vectors))
+    table = np.stack([rng.permutation(len(vectors))[:candidates] for _ in queries])
+    owners = np.repeat(np.arange(len(queries)), candidates)
+
+    expected = rank(queries, owners, table.reshape(-1), k, ids=ids, gather=vectors.__getitem__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distance, "RESCORE_BYTES", rescore_bytes)
+        ranked = rank_table(queries, table, k, ids=ids, gather=vectors.__getitem__)
+
+    assert answers(ranked, ids) == answers(expected, ids)
+    assert ranked.scores.tobytes() == expected.scores.tobytes()
+    assert ranked.offsets.tolist() == expected.offsets.tolist()
+
+
+def test_rows_that_were_gathered_are_known_by_their_own_slots() -> None:
+    rng = np.random.default_rng(5)
+    vectors, query = unit(rng.standard_normal((200, 8))), unit(rng.standard_normal((1, 8)))
+    slots = np.sort(rng.choice(200, 70, replace=False))
+    ids = ids_of(200)
+
+    gathered = scan(query, [Part(vectors[slots], 0, slots=slots)], 9, ids=ids, gather=vectors.__getitem__)
+    in_place = scan(query, [Part(vectors, 0, slots)], 9, ids=ids, gather=vectors.__getitem__)
+
+    assert gathered.slots.tolist() == in_place.slots.tolist()
+    assert gathered.scores.tobytes() == in_place.scores.tobytes()

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likewise.shards.planner import EXACT_ROWS, Demand, IndexTraits, choose
+from likewise.shards.planner import EXACT_ROWS, OTHER_EXACT_ROWS, Demand, IndexTraits, choose
 from likewise.v1 import search_service_pb2 as pb
 
 HNSW = IndexTraits("hnsw", rows=1_000_000)
@@ -67,8 +67,8 @@ def test_without_an_index_everything_is_exact() -> None:
 
 
 def test_few_allowed_rows_are_compared_exactly_and_many_through_the_index() -> None:
-    for index in (HNSW, IVF):
-        assert choose(demand(EXACT_ROWS), index).kind == pb.PLAN_KIND_EXACT_FILTERED
+    for index, few in ((HNSW, EXACT_ROWS["hnsw"]), (IVF, OTHER_EXACT_ROWS)):
+        assert choose(demand(few), index).kind == pb.PLAN_KIND_EXACT_FILTERED
         assert choose(demand(500_000), index).kind == pb.PLAN_KIND_ANN_FILTERED
         assert choose(demand(1_000_000), index).kind == pb.PLAN_KIND_ANN
 
@@ -111,3 +111,10 @@ def test_compressed_vectors_bring_more_candidates() -> None:
 
     assert choose(demand(1_000_000), lossy).candidates == 80
     assert choose(demand(1_000_000), IVF).candidates == 15
+
+
+def test_a_third_of_fifty_thousand_rows_is_searched_through_hnsw_and_a_hundredth_is_compared() -> None:
+    index = IndexTraits("hnsw", rows=50_000)
+
+    assert choose(demand(16_700, live=50_000), index).kind == pb.PLAN_KIND_ANN_FILTERED
+    assert choose(demand(500, live=50_000), index).kind == pb.PLAN_KIND_EXACT_FILTERED

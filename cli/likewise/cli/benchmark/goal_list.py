@@ -210,7 +210,7 @@ GOALS: Final[tuple[Goal, ...]] = (
     Goal(
         12,
         "open loop at twice the saturation rate",
-        "",
+        "likewise bench overload",
         (
             Check(
                 of="goodput / goodput at saturation",

@@ -8,7 +8,7 @@ inherit it.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Final
 
 _DEADLINE: Final[ContextVar[float | None]] = ContextVar("likewise_deadline", default=None)
@@ -23,6 +23,16 @@ def remaining_s() -> float | None:
     """Seconds left, at least 0; None without a deadline."""
     deadline = _DEADLINE.get()
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def shorten(timeout_s: float | None) -> "Token[float | None]":
+    """As `set_deadline`, to be taken back by `restore` in the same task."""
+    return _DEADLINE.set(None if timeout_s is None else time.monotonic() + timeout_s)
+
+
+def restore(token: "Token[float | None]") -> None:
+    """Go back to the deadline there was before `shorten`."""
+    _DEADLINE.reset(token)
 
 
 @contextmanager

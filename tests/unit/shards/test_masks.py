@@ -1,0 +1,80 @@
+"""What a filter leaves is worked out once and kept within a bound of bytes."""
+
+import numpy as np
+import pyarrow as pa
+from tests.unit.shards.fakes import unit
+
+from likewise.shards.filter import filter_key
+from likewise.shards.masks import GATHERED_SHARE, FilterCache
+from likewise.shards.rows import Snapshot, SpaceRows
+from likewise.shards.spec import AttributeSpec
+from likewise.v1 import common_pb2
+
+DIM, ROWS, SEALED = 8, 100, 60
+PRICE = AttributeSpec("price", common_pb2.ATTRIBUTE_TYPE_INT64)
+
+
+def snapshot(*, mutation: int = 0, dead: int | None = None) -> Snapshot:
+    """Rows priced 0 to 99, the first 60 sealed."""
+    vectors = unit(np.random.default_rng(0).standard_normal((ROWS, DIM)))
+    alive = np.ones(ROWS, dtype=bool)
+    if dead is not None:
+        alive[dead] = False
+    return Snapshot(
+        version=1,
+        generation=0,
+        mutation=mutation,
+        size=ROWS,
+        sealed=SEALED,
+        ids=[f"{i:03d}" for i in range(ROWS)],
+        content=np.arange(ROWS),
+        stamps=np.arange(ROWS),
+        table=pa.table({"content": np.arange(ROWS), "price": np.arange(ROWS)}),
+        alive=alive,
+        live=int(alive.sum()),
+        sealed_live=int(alive[:SEALED].sum()),
+        spaces={"s": SpaceRows(vectors[:SEALED], vectors[SEALED:], np.ones(ROWS, np.float32), None)},
+    )
+
+
+def at_least(price: int) -> bytes:
+    value = common_pb2.Value(int64_value=price)
+    operator = common_pb2.COMPARISON_OPERATOR_GREATER_OR_EQUAL
+    return filter_key(
+        common_pb2.Filter(comparison=common_pb2.Comparison(attribute="price", operator=operator, value=value))
+    )
+
+
+def test_the_rows_of_a_filter_are_copied_once_and_anew_after_a_change() -> None:
+    cache, before = FilterCache([PRICE]), snapshot()
+    after = snapshot(mutation=1, dead=70)
+
+    first = cache.gathered(before, cache.allowed(before, at_least(55)), "s")
+    again = cache.gathered(before, cache.allowed(before, at_least(55)), "s")
+    later = cache.gathered(after, cache.allowed(after, at_least(55)), "s")
+
+    assert first is not None
+    assert later is not None
+    assert first is again
+    assert first.slots.tolist() == list(range(55, 100))
+    assert first.vectors.tobytes() == before.spaces["s"].vectors(first.slots).tobytes()
+    assert later.slots.tolist() == [slot for slot in range(55, 100) if slot != 70]
+
+
+def test_more_rows_than_a_share_of_the_cache_are_not_copied_and_all_of_it_stays_in_bound() -> None:
+    most = 4_000
+    cache, rows = FilterCache([PRICE], max_bytes=most), snapshot()
+    row_bytes = 4 * DIM + 8
+    fitting = most // GATHERED_SHARE // row_bytes
+
+    assert cache.gathered(rows, cache.allowed(rows, at_least(ROWS - fitting)), "s") is not None
+    assert cache.gathered(rows, cache.allowed(rows, at_least(ROWS - fitting - 1)), "s") is None
+    for price in range(ROWS - fitting, ROWS):
+        cache.gathered(rows, cache.allowed(rows, at_least(price)), "s")
+        assert cache.size_bytes <= most
+
+
+def test_without_a_filter_nothing_is_copied() -> None:
+    cache, rows = FilterCache([PRICE]), snapshot()
+
+    assert cache.gathered(rows, cache.allowed(rows, b""), "s") is None
