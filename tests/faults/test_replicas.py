@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from tests.faults.attack import Callers, Cluster, frozen, kill, vectors, wait_until
 
-from likewise.client import Client, DeadlineExceeded, Gallery, LikewiseError, Unavailable
+from likewise.client import Client, DeadlineExceeded, Gallery, Hits, LikewiseError, Unavailable
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -105,7 +105,7 @@ def test_with_one_replica_the_rest_answers_where_allowed_and_the_shard_is_named_
         assert "shard 1 of gallery 'single'" in str(refused.value)
 
 
-def _in_time(gallery: Gallery) -> object:
+def _in_time(gallery: Gallery) -> Hits:
     """The first answer within its deadline: on a busy machine the tenth of a second kept for replying may not do."""
     for _ in range(5):
         with contextlib.suppress(DeadlineExceeded):

@@ -77,7 +77,9 @@ def test_parts_without_columns_merge_without_them() -> None:
 def test_an_id_held_twice_stays_in_the_order_of_the_parts() -> None:
     parts = [part([{"a": 0.5}], 3), part([{"a": 0.5, "b": 0.5}], 3)]
 
-    assert merge(parts, 3).take.tolist() == [0, 1, 2]
+    take = merge(parts, 3).take
+    assert take is not None
+    assert take.tolist() == [0, 1, 2]
 
 
 def test_parts_that_answer_different_queries_do_not_merge() -> None:

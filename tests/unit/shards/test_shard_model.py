@@ -79,7 +79,7 @@ class World:
     async def search(self, query: int, options: SearchOptions) -> tuple[list[str], list[ShardHits]]:
         parts = await asyncio.gather(*(shard.search(KINDS[query : query + 1], options) for shard in self.shards))
         merged = merge(parts, options.k)
-        return merged.ids, parts
+        return list(merged.ids), parts
 
     async def check(self, query: int, k: int) -> None:
         ids = sorted(self.items)

@@ -105,7 +105,8 @@ class RayPlacement:
     def _strategy(self, part: Part) -> Any:
         """A node of the replica's own, if there is one; Ray takes another where that one is gone or full."""
         need = self._resources.of(part)
-        node = node_of(part, {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}, need)
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        node = node_of(part, {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}, need)
         if node is None:
             return "SPREAD"
         return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)

@@ -55,28 +55,6 @@ def create(
         print_info(made.info(), as_json=as_json)
 
 
-@app.command()
-def update(
-    name: GalleryName,
-    shards: Annotated[int | None, typer.Option(min=1, help="Partitions.")] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each shard; more than 1 on a cluster.")] = None,
-    index: Annotated[str | None, typer.Option(help="auto, flat, hnsw, ivf, or a FAISS factory string.")] = None,
-    attribute: Annotated[
-        list[str] | None, typer.Option(metavar="NAME:TYPE", help="A further attribute; repeatable.")
-    ] = None,
-    address: Address = DEFAULT_ADDRESS,
-    timeout: LongTimeout = None,
-    as_json: AsJson = False,
-) -> None:
-    """Change a gallery in place; what is not named stays."""
-    attributes = dict(_attribute(given) for given in attribute or ())
-    with connect(address, DEFAULT_TIMEOUT_S) as client:
-        info = client.gallery(name).update(
-            attributes=attributes or None, shards=shards, replicas=replicas, index=index, timeout=timeout or math.inf
-        )
-        print_info(info, as_json=as_json)
-
-
 @app.command("list")
 def list_galleries(
     address: Address = DEFAULT_ADDRESS, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False
@@ -141,6 +119,7 @@ def stats(
 def update(
     name: GalleryName,
     shards: Annotated[int | None, typer.Option(min=1, help="Partitions.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each shard; more than 1 on a cluster.")] = None,
     index: Annotated[str | None, typer.Option(help="auto, flat, hnsw, ivf, or a FAISS factory string.")] = None,
     m: Annotated[int | None, typer.Option(help="HNSW links a node.")] = None,
     ef_construction: Annotated[int | None, typer.Option(help="HNSW candidates while building.")] = None,
@@ -159,7 +138,8 @@ def update(
 ) -> None:
     """Change a gallery in use.
 
-    New shards are built beside the old ones, checked, and switched to; Ctrl-C before that leaves all as it was. What is not named of an index is the server's default, so name all of it.
+    New shards are built beside the old ones, checked, and switched to; Ctrl-C before that leaves all as it was. What is
+    not named of an index is the server's default, so name all of it.
     """
     numbers = {"m": m, "ef_construction": ef_construction, "ef": ef, "nlist": nlist, "nprobe": nprobe}
     if index is None and any(number is not None for number in numbers.values()):
@@ -168,7 +148,12 @@ def update(
     attributes = dict(_attribute(given) for given in attribute or ()) or None
     with connect(address, DEFAULT_TIMEOUT_S) as client:
         changed = client.gallery(name).update(
-            shards=shards, index=wanted, attributes=attributes, min_recall=min_recall, timeout=timeout or math.inf
+            shards=shards,
+            replicas=replicas,
+            index=wanted,
+            attributes=attributes,
+            min_recall=min_recall,
+            timeout=timeout or math.inf,
         )
         print_info(changed, as_json=as_json)
 
