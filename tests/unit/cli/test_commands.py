@@ -3,7 +3,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from likewise.cli import bench, evaluate, train
+from likewise.cli import bench, evaluate
 from likewise.export.evaluate import Interval, Recall
 from likewise.export.shapes.benchmark import METHODS, Part, Report, TaskReport
 
@@ -11,14 +11,6 @@ from likewise.export.shapes.benchmark import METHODS, Part, Report, TaskReport
 def _invoke(app: typer.Typer, *arguments: str) -> tuple[int, str]:
     done = CliRunner().invoke(app, arguments)
     return done.exit_code, done.output
-
-
-def test_train_says_that_it_comes_later_and_what_there_is_now() -> None:
-    code, text = _invoke(train.app)
-
-    assert code == 2
-    assert "later release" in text
-    assert "make model" in text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ from typer.testing import CliRunner, Result
 torch = pytest.importorskip("torch")
 
 from tests.unit.export import own_models  # noqa: E402
+from tests.unit.export.torchvision_operators import make_torchvision_importable  # noqa: E402
+
+make_torchvision_importable()
 
 from likewise.cli.export import app  # noqa: E402
 from likewise.export.combiner import Combiner, CombinerConfig  # noqa: E402

@@ -4,6 +4,7 @@ The store is the only truth. A controller that starts again reads it, finds the 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -95,6 +96,16 @@ class Controller:
         self._publish()
         supervised = [*self.models.supervisors, *(part for placed in self._galleries.values() for part in placed.parts)]
         await self._placement.prune({supervisor.part.name for supervisor in supervised})
+
+    async def settle(self, *, timeout_s: float) -> None:
+        """Return when every part serves or has failed once, or after so many seconds.
+
+        A controller that comes back finds parts that run: before it has, its table would send routers away from them.
+        """
+        parts = [*self.models.supervisors, *(part for placed in self._galleries.values() for part in placed.parts)]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*(part.wait_tried() for part in parts))
 
     async def create(self, spec: GallerySpec) -> gallery_service_pb2.Gallery:
         """Make a gallery and return when all its parts serve.

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
 import ray
 
@@ -15,6 +16,12 @@ from likewise.server.cluster.hosts import HostOptions
 from likewise.server.cluster.ray_placement import RayPlacement, Resources
 from likewise.server.model_folders import read_repositories
 from likewise.server.remote.channels import Endpoint
+
+SETTLE_S: Final = 10.0
+"""Longest wait for the parts that run already before routers are told where they are."""
+
+RETRY_S: Final = 3.0
+"""Between attempts of a restarted controller to start."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +68,7 @@ class ControllerActor:
         self._endpoint: Endpoint | None = None
         self._address = ""
         # Nobody may ask after a restart: without a router there is still a cluster to keep up.
-        ray.get_runtime_context().current_actor.start.remote()
+        ray.get_runtime_context().current_actor.take_up.remote()
 
     async def start(self) -> Started:
         """Serve, once a process."""
@@ -74,6 +81,14 @@ class ControllerActor:
                     _log.error("the controller does not start", exc_info=error)
                     return Started(failure=str(error))
         return Started(address=self._address)
+
+    async def take_up(self) -> None:
+        """Start; after a restart, try until it succeeds: stand-alone routers cannot ask for it."""
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        started = await self.start()
+        while started.failure and restarted:
+            await asyncio.sleep(RETRY_S)
+            started = await self.start()
 
     async def store(self) -> str:
         """URI of the store it works on, as its options name it."""
@@ -108,6 +123,7 @@ class ControllerActor:
             replicas=options.encoder_replicas,
         )
         await self._controller.start()
+        await self._controller.settle(timeout_s=SETTLE_S)
         self._endpoint = endpoint
         pb_grpc.add_ControllerServiceServicer_to_server(ControllerServicer(self._controller), self._endpoint.server)
         return await self._endpoint.start()

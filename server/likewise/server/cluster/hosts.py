@@ -52,7 +52,8 @@ class HostOptions:
         store: The store, the same for every node, and the bounds of shards and writers.
         models: Model repositories besides the built-in one.
         listen: Interface of the parts' gRPC servers; "": the node's own address in the cluster.
-        threads: Threads of one part for search or inference.
+        threads: Threads of a shard.
+        runtime: Where and how models run.
         images: What images are refused.
         batch: Bounds of each model's batcher.
         log_level: Least severe record written.
@@ -62,6 +63,7 @@ class HostOptions:
     models: tuple[Path, ...] = ()
     listen: str = ""
     threads: int = 1
+    runtime: Runtime = field(default_factory=Runtime)
     images: ImageLimits = field(default_factory=ImageLimits)
     batch: BatchLimits = field(default_factory=BatchLimits)
     log_level: str = "INFO"
@@ -275,7 +277,7 @@ class EncoderHost:
             options = self._options
             self._models = ModelVersions(
                 await asyncio.to_thread(read_repositories, options.models),
-                runtime=Runtime(threads=options.threads),
+                runtime=options.runtime,
                 batch=options.batch,
                 images=options.images,
                 workers=options.threads,

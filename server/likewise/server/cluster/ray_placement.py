@@ -138,7 +138,9 @@ class RayPart:
                     if not await self._actor.hold.remote(self._incarnation, HOLD_S):
                         return
             except TimeoutError:
-                _log.warning("%s does not answer for %.0f s", self._name, HOLD_S + ANSWER_S)
+                # Frozen, not dead: Ray would wait for it for good. Nothing is in it that is not in the store.
+                _log.warning("%s does not answer for %.0f s, its process is ended", self._name, HOLD_S + ANSWER_S)
+                ray.kill(self._actor, no_restart=False)
                 return
             except RayError as error:
                 _log.info("%s: %s", self._name, type(error).__name__)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 from likewise.server.app import Server, StartupError, serve
@@ -11,9 +12,10 @@ from likewise.server.cluster.controller_actor import ControllerOptions
 from likewise.server.cluster.hosts import HostOptions
 from likewise.server.cluster.ray_placement import Resources
 from likewise.server.cluster.router import Routing
-from likewise.server.embedded import server_options
+from likewise.server.embedded import runtime, server_options
 from likewise.server.galleries import StoreOptions
 from likewise.server.images import ImageLimits
+from likewise.server.session import Runtime
 from likewise.server.settings import Settings
 from likewise.shards.shard import ShardLimits
 from likewise.shards.store import local_folder
@@ -64,6 +66,7 @@ def cluster_options(settings: Settings, address: str) -> ClusterOptions:
         models=tuple(path.resolve() for path in settings.models),
         listen="127.0.0.1" if local else "",
         threads=settings.threads or 1,
+        runtime=_runtime(settings),
         images=ImageLimits(max_bytes=settings.image_max_bytes, max_pixels=settings.image_max_pixels),
         batch=BatchLimits(
             max_batch=settings.encoder_batch,
@@ -85,6 +88,12 @@ def cluster_options(settings: Settings, address: str) -> ClusterOptions:
         port=settings.controller_port,
     )
     return ClusterOptions(address=address, controller=controller)
+
+
+def _runtime(settings: Settings) -> Runtime:
+    """As embedded, but for the threads, and for the GPU: Ray shows an actor that has one that one alone."""
+    device = 0 if settings.encoder_gpus else settings.encoder_gpu
+    return replace(runtime(settings), threads=settings.threads or 1, device_id=device)
 
 
 class _ClusterPart:

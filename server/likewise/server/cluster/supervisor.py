@@ -53,6 +53,11 @@ class Supervisor:
                 raise self._failures[-1]
             await self._news.wait()
 
+    async def wait_tried(self) -> None:
+        """Return when the part serves or has failed to start once."""
+        while self.serving is None and not self._failures:
+            await self._news.wait()
+
     async def stop(self, *, grace_s: float, discard: bool) -> None:
         """End the part for good; see `PlacedPart.stop`."""
         self._task.cancel()

@@ -71,6 +71,7 @@ async def test_more_replicas_are_added_to_those_there_and_fewer_leave_the_rest_a
     grown = {part.part.name: part for part in placement.of(ShardPart)}
     shown = [len(shard.addresses) for shard in controller.board.table.galleries[0].shards]
     await controller.update(dataclasses.replace(SPEC, replicas=1))
+    await until(lambda: len(placement.of(ShardPart)) == 2)  # the others end when nobody can be calling them
 
     assert shown == [3, 3]
     assert grown.items() > before.items()  # the same processes, and two more
@@ -248,6 +249,43 @@ async def test_the_next_controller_finds_the_parts_and_ends_those_nobody_wants(
 
     assert set(placement.parts) == running
     assert second.board.table.version > first.board.table.version
+    await second.close(stop_parts=True)
+
+
+async def test_a_controller_that_comes_back_settles_once_it_has_found_what_runs(
+    catalogue: FakeCatalogue, placement: FakePlacement
+) -> None:
+    first = Controller(catalogue, placement)
+    await first.start()
+    await first.create(SPEC)
+    await first.close(stop_parts=False)
+
+    second = Controller(catalogue, placement)
+    await second.start()
+    await second.settle(timeout_s=60.0)
+
+    (route,) = second.board.table.galleries
+    assert route.writer
+    assert all(shard.addresses for shard in route.shards)
+    await second.close(stop_parts=True)
+
+
+async def test_a_part_that_does_not_start_is_not_settled_for(
+    catalogue: FakeCatalogue, placement: FakePlacement
+) -> None:
+    first = Controller(catalogue, placement)
+    await first.start()
+    await first.create(SPEC)
+    await first.close(stop_parts=False)
+    (broken, _) = placement.of(ShardPart)
+    placement.broken.add(broken.part.name)
+
+    second = Controller(catalogue, placement)
+    await second.start()
+    async with asyncio.timeout(30):
+        await second.settle(timeout_s=3600.0)
+
+    assert [bool(shard.addresses) for shard in second.board.table.galleries[0].shards] == [False, True]
     await second.close(stop_parts=True)
 
 
