@@ -21,8 +21,9 @@ check: install
 	$(BIN)/mypy $(SOURCES) tests benchmarks
 	$(BIN)/lint-imports
 
+# Two files at a time: most of the minutes are waits for processes that start.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # The long form of tests/faults: 200,000 operations. tests/faults/options.py has its variables.
 faults: install
