@@ -104,6 +104,7 @@ class ServerOptions:
     metrics_port: int | None = None
     threads: int = 2
     max_calls: int = 2048
+    max_unread_calls: int = 512
     batch_concurrency: int = 64
     stream_in_flight: int = 32
     write_bytes: int = 512 << 20
@@ -237,7 +238,9 @@ class Server:
         executor = ThreadPoolExecutor(max_workers=options.threads, thread_name_prefix="router")
         self._stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         interceptor = CallInterceptor(metrics=self.metrics, admit=self._admit, max_calls=options.max_calls)
-        grpc_server = aio.server(interceptors=(interceptor,), options=_GRPC_OPTIONS)
+        grpc_server = aio.server(
+            interceptors=(interceptor,), options=(*_GRPC_OPTIONS, *_unread(options.max_unread_calls))
+        )
         server: Any = _ByName(grpc_server)
         recent = RecentQueries()
         searcher = Searcher(
@@ -345,6 +348,18 @@ async def serve(server: Server, *, note: str = "") -> None:
     print("likewise: draining", flush=True)
     await server.stop()
     print("likewise: stopped", flush=True)
+
+
+def _unread(limit: int) -> tuple[tuple[str, int], ...]:
+    """Bounds on the calls that wait in gRPC's core, which hands over one for each turn of the event loop.
+
+    Its own bounds (1,000 and 3,000) are more than a second of work, so under more load than can be borne every call
+    would be taken up when its deadline is about to pass.
+    """
+    return (
+        ("grpc.server.max_pending_requests", limit // 2),
+        ("grpc.server.max_pending_requests_hard_limit", limit),
+    )
 
 
 def release() -> str:

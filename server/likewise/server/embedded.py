@@ -82,6 +82,7 @@ def server_options(settings: Settings) -> ServerOptions:
         metrics_port=settings.metrics_port,
         threads=settings.thread_count,
         max_calls=settings.max_calls,
+        max_unread_calls=settings.max_unread_calls,
         batch_concurrency=settings.batch_concurrency,
         stream_in_flight=settings.stream_in_flight,
         write_bytes=settings.write_queue_bytes,

@@ -132,6 +132,12 @@ class Settings(BaseSettings):
     max_calls: int = Field(
         default=2048, ge=1, le=1_000_000, description="Calls in progress before further ones are refused."
     )
+    max_unread_calls: int = Field(
+        default=512,
+        ge=2,
+        le=100_000,
+        description="Calls not yet taken up before further ones are dropped as CANCELLED; some are from half of it on.",
+    )
     batch_concurrency: int = Field(
         default=64, ge=1, le=1000, description="Searches of one BatchSearch, encoded and composed at the same time."
     )

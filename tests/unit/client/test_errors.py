@@ -31,6 +31,7 @@ from likewise.client import (
 )
 from likewise.client.errors import from_rpc
 
+DROPPED = Failure(StatusCode.CANCELLED, "", "")
 AWAY = Failure(StatusCode.UNAVAILABLE, "shard 1 is away", "SHARD_UNAVAILABLE", {"shard": "1"})
 
 CLASSES: list[tuple[StatusCode, type[LikewiseError], type[Exception]]] = [
@@ -40,7 +41,6 @@ CLASSES: list[tuple[StatusCode, type[LikewiseError], type[Exception]]] = [
     (StatusCode.FAILED_PRECONDITION, FailedPrecondition, Exception),
     (StatusCode.RESOURCE_EXHAUSTED, ResourceExhausted, Exception),
     (StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded, TimeoutError),
-    (StatusCode.CANCELLED, Cancelled, Exception),
     (StatusCode.UNIMPLEMENTED, Unimplemented, Exception),
     (StatusCode.PERMISSION_DENIED, PermissionDenied, Exception),
     (StatusCode.UNAUTHENTICATED, PermissionDenied, Exception),
@@ -79,6 +79,22 @@ def test_unavailable_is_retried_until_it_is_over(server: FakeServer, gallery: An
 
     assert gallery.search(vector=[1, 0]).ids == ["a"]
     assert len(server.calls("Search")) == 3
+
+
+def test_a_call_that_the_server_drops_unread_is_sent_again(server: FakeServer, gallery: Any) -> None:
+    server.fail("Search", DROPPED)
+
+    assert gallery.search(vector=[1, 0]).ids == ["a"]
+    assert len(server.calls("Search")) == 2
+
+
+def test_calls_that_are_dropped_again_and_again_end_as_cancelled(server: FakeServer, gallery: Any) -> None:
+    server.fail("Search", *[DROPPED] * 9)
+
+    with pytest.raises(Cancelled):
+        gallery.search(vector=[1, 0])
+
+    assert len(server.calls("Search")) == 5
 
 
 def test_unavailable_that_stays_is_raised_with_its_reason(server: FakeServer, gallery: Any) -> None:

@@ -161,10 +161,11 @@ async def test_a_bad_row_stores_nothing_of_its_call(tmp_path: Path) -> None:
     bad = MATRIX[:3].copy()
     bad[2, 0] = np.nan
     async with connected(_server(tmp_path)) as stubs:
-        await _fill(stubs)
+        stored = await _fill(stubs)
         with pytest.raises(aio.AioRpcError):
             await stubs.items.Upsert(upsert(["x", "y", "z"], bad))
-        count = await stubs.items.Count(item_service_pb2.ItemServiceCountRequest(gallery="shop"))
+        request = item_service_pb2.ItemServiceCountRequest(gallery="shop", at_least=stored)
+        count = await stubs.items.Count(request)
 
     assert count.count == 50
 

@@ -252,6 +252,18 @@ async def test_calls_over_the_limit_are_told_to_come_back_while_health_still_ans
     assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_calls_that_find_too_many_waiting_are_dropped_and_the_others_answered() -> None:
+    async with shop(max_unread_calls=4) as stubs:
+        calls = [stubs.search.Search(by_vector(QUERY)) for _ in range(400)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        later = await stubs.search.Search(by_vector(QUERY))
+
+    dropped = [outcome for outcome in outcomes if isinstance(outcome, aio.AioRpcError)]
+    assert 0 < len(dropped) < 400
+    assert {error.code() for error in dropped} == {grpc.StatusCode.CANCELLED}
+    assert all(list(o.hits.ids) == list(later.hits.ids) for o in outcomes if not isinstance(o, BaseException))
+
+
 async def test_an_answer_over_the_message_limit_is_refused_with_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("likewise.server.interceptors.MAX_MESSAGE_BYTES", 200)
     async with shop() as stubs:

@@ -29,10 +29,13 @@ GOOD: Final = "good"
 WRONG: Final = "wrong"
 LATE: Final = "late"
 REFUSED: Final = "refused"
+DROPPED: Final = "dropped unread"
 FAILED: Final = "failed"
 
 _CODES: Final = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: REFUSED,
+    # All that gRPC's core says of a call that came when too many were waiting; this client cancels none.
+    grpc.StatusCode.CANCELLED: DROPPED,
     grpc.StatusCode.DEADLINE_EXCEEDED: LATE,
 }
 

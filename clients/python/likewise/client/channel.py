@@ -25,14 +25,16 @@ _RETRIED: Final[Mapping[str, Sequence[str]]] = {
     "grpc.health.v1.Health": ("Check",),
 }
 
-# AIP-194: UNAVAILABLE and nothing else. 0.1 + 0.2 + 0.4 + 0.8 s of waiting at most: a restarting server is often back
-# by then, and a wrong address is reported while the caller still watches. gRPC allows no more than five attempts.
+# AIP-194: UNAVAILABLE and nothing else; except for CANCELLED, by which a server with too many calls waiting drops one
+# that it has not read, since gRPC's core lets it say no more. What this client cancels itself is never sent again.
+# 0.1 + 0.2 + 0.4 + 0.8 s of waiting at most: a restarting server is often back by then, and a wrong address is reported
+# while the caller still watches. gRPC allows no more than five attempts.
 _RETRY_POLICY: Final[Mapping[str, object]] = {
     "maxAttempts": 5,
     "initialBackoff": "0.1s",
     "maxBackoff": "2s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
 _SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:", "vsock:")

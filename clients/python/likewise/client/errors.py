@@ -11,7 +11,7 @@
     │   └── AnswerTooLarge                the answer is over the message limit; ask for less
     ├── Unavailable (ConnectionError)     UNAVAILABLE: nobody there, loading or draining; retried before it is raised
     ├── DeadlineExceeded (TimeoutError)   DEADLINE_EXCEEDED: `timeout` passed
-    ├── Cancelled                         CANCELLED: the call was given up
+    ├── Cancelled                         CANCELLED: the call was given up, or dropped by a server with too many
     ├── Unimplemented                     UNIMPLEMENTED: this server does not serve that
     ├── PermissionDenied                  UNAUTHENTICATED, PERMISSION_DENIED
     ├── DataLoss                          DATA_LOSS: stored bytes are not what was written
@@ -19,7 +19,7 @@
     ├── ClientClosed (RuntimeError)       the client was closed
     └── BatchError                        queries of a batch failed; `results` has the answers of the others
 
-`except LikewiseError` catches them all. Only UNAVAILABLE is retried by itself.
+`except LikewiseError` catches them all. Only UNAVAILABLE and the server's CANCELLED are retried by themselves.
 """
 
 import re
@@ -171,7 +171,7 @@ class DeadlineExceeded(LikewiseError, TimeoutError):
 
 
 class Cancelled(LikewiseError):
-    """The call was given up."""
+    """The call was given up here, or dropped by a server where too many calls wait."""
 
     default_code = StatusCode.CANCELLED
 

@@ -39,7 +39,8 @@ class Client:
         options: gRPC channel options.
         max_message_bytes: Largest message sent or accepted; the server has a limit of its own, 64 MiB by default.
 
-    UNAVAILABLE is retried up to four times with backoff, for calls that may safely be sent twice; nothing else is.
+    UNAVAILABLE, and CANCELLED by the server, are retried up to four times with backoff, for calls that may safely be
+    sent twice; nothing else is.
     """
 
     def __init__(
