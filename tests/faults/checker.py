@@ -208,8 +208,8 @@ class Load:
                 self.violations.append(violation)
             elif error is not None:
                 record.errors[error] += 1
-                # A checker makes up to four calls in a row.
-                if took > 4 * TIMEOUT_S + GRACE_S:
+                # A checker makes up to five calls in a row.
+                if took > 5 * TIMEOUT_S + GRACE_S:
                     self.violations.append(f"{rpc}: {error} after {took:.1f} s, the deadline is {TIMEOUT_S:.0f} s")
             else:
                 record.answered += 1

@@ -271,7 +271,8 @@ def _true(caller: Caller, hits: Hits, query: F32, since: float) -> None:
     lost = {shard for why in coverage.degradations for shard in why.shards}
     assert coverage.shards_ok + len(lost) == coverage.shards_total
     assert coverage.items_searched + sum(why.items for why in coverage.degradations) == coverage.items_total
-    assert abs(coverage.fraction - coverage.items_searched / coverage.items_total) < 1e-9
+    share = coverage.items_searched / coverage.items_total if coverage.items_total else 1.0
+    assert abs(coverage.fraction - share) < 1e-9
     from_lost = [item for item in hits.ids if shard_hash(item) % coverage.shards_total in lost]
     assert not from_lost, f"{from_lost} are of the shards {sorted(lost)}, which are said not to have answered"
     if not lost:

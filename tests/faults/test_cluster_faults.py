@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import pytest
-from tests.faults import cluster_processes, report, rpcs
+from tests.faults import cluster_processes, gallery_rpcs, report, rpcs
 from tests.faults.checker import Load
 from tests.faults.options import OPTIONS
 from tests.faults.test_process_faults import free_port, make_galleries
@@ -137,7 +137,7 @@ def test_a_cluster_that_loses_any_of_its_processes_under_load_keeps_its_promises
         router = Router(folder / "store", head)
         router.start()
         try:
-            checkers = rpcs.all_rpcs(make_galleries(router.address))
+            checkers = rpcs.all_rpcs(make_galleries(router.address)) | gallery_rpcs.SNAPSHOTS
             load = Load(router.address, rpcs.GALLERY, checkers, seed=OPTIONS.seed, callers=3)
             try:
                 rpcs.write_static(load.callers[0])

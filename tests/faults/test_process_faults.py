@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.faults import report, rpcs
+from tests.faults import gallery_rpcs, report, rpcs
 from tests.faults.checker import Load
 from tests.faults.options import OPTIONS
 from tests.faults.proxy import Proxy
@@ -76,7 +76,7 @@ def test_a_server_killed_frozen_ended_and_cut_off_under_load_keeps_its_promises(
     faults: Counter[str] = Counter()
     with Proxy(server.address) as proxy:
         try:
-            checkers = rpcs.all_rpcs(make_galleries(server.address))
+            checkers = rpcs.all_rpcs(make_galleries(server.address)) | gallery_rpcs.GALLERIES
             load = Load(proxy.address, rpcs.GALLERY, checkers, seed=OPTIONS.seed)
             try:
                 rpcs.write_static(load.callers[0])

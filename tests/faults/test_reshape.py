@@ -61,6 +61,7 @@ def _wide(vectors: np.ndarray) -> np.ndarray:
 def _fill(client: Client, data: Clustered) -> Gallery:
     gallery = client.create_gallery("g", dim=DIM + 1, shards=2, index="flat", attributes={"price": "int64"})
     gallery.upsert(IDS, vectors=_wide(data.vectors), attributes={"price": PRICES.tolist()}, progress=False)
+    gallery.count()  # every shard has them then, for callers without this client's token too
     return gallery
 
 

@@ -47,6 +47,7 @@ def test_a_caller_of_two_routers_goes_on_when_one_is_killed_and_when_the_control
         gallery = client.create_gallery("routed", dim=16)
         wait_until(lambda: _known(other, "routed") and _known(one, "routed"))
         gallery.upsert([f"i{row}" for row in range(100)], vectors=vectors(100))
+        gallery.count()  # the shard has them then, for callers without this client's token too
         with Callers(client, "routed").calling() as callers:
             callers.wait_for(20)
             assert len(_status(cluster)["routers"]) >= 2

@@ -16,6 +16,7 @@ from likewise.cli.benchmark import ingest as ingest_benchmark
 from likewise.cli.benchmark import overload as overload_benchmark
 from likewise.cli.benchmark import restart as restart_benchmark
 from likewise.cli.benchmark import search as search_benchmark
+from likewise.cli.benchmark import upsert as upsert_benchmark
 from likewise.cli.benchmark.encode_raw import RawFailed
 from likewise.cli.benchmark.gallery import NotReady
 from likewise.cli.benchmark.goal_list import GOALS
@@ -33,6 +34,7 @@ _MODES: Final = ("embedded", "ray")
 # The defaults of the options are those of the plans.
 _SEARCH: Final = search_benchmark.Plan()
 _INGEST: Final = ingest_benchmark.Plan()
+_UPSERT: Final = upsert_benchmark.Plan()
 _ENCODE: Final = encode_benchmark.Plan()
 _RESTART: Final = restart_benchmark.Plan()
 _SEARCH_CALLERS: Final = ",".join(map(str, _SEARCH.callers))
@@ -196,6 +198,23 @@ def ingest(
 
 
 @app.command()
+def upsert(
+    mode: Mode = _UPSERT.mode,
+    items: Items = _UPSERT.items,
+    dim: Dim = _UPSERT.dim,
+    shards: Shards = _UPSERT.shards,
+    runs: Runs = _UPSERT.runs,
+    threads: Threads = _UPSERT.threads,
+    seed: Seed = _UPSERT.seed,
+    as_json: AsJson = False,
+) -> None:
+    """Rows a second that one streaming client has acknowledged, new and replaced, beside one raw Lance write."""
+    _one_of("--mode", (mode,), _MODES)
+    plan = upsert_benchmark.Plan(mode=mode, items=items, dim=dim, shards=shards, runs=runs, threads=threads, seed=seed)
+    _run(lambda report: upsert_benchmark.run(plan, report), as_json=as_json)
+
+
+@app.command()
 def restart(
     items: Items = _RESTART.items,
     dim: Dim = _RESTART.dim,
@@ -322,6 +341,7 @@ def _goal_parts() -> list[Callable[[Report], None]]:
         *(partial(search_benchmark.run, one) for one in searches),
         partial(overload_benchmark.run, overload_benchmark.Plan()),
         partial(ingest_benchmark.run, ingest_benchmark.Plan()),
+        partial(upsert_benchmark.run, upsert_benchmark.Plan()),
         partial(restart_benchmark.run, restart_benchmark.Plan()),
         partial(encode_model.run, encode_model.ModelPlan(model="vit-b-32", callers=(32,))),
     ]

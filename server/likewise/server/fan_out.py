@@ -43,6 +43,9 @@ _RETRY_S: Final = 1.0
 # What is kept of the deadline for merging and replying: a tenth, at most 100 ms.
 _RESERVED_SHARE: Final = 0.1
 _RESERVED_MAX_S: Final = 0.1
+# Of what is left when shards are lost, for the writer to say how many rows they have, and how long it may take at most.
+_COUNT_SHARE: Final = 0.5
+_COUNT_MAX_S: Final = 1.0
 
 _CALLERS_FAULT: Final = (InvalidRequest, NotFound, FailedPrecondition, Unimplemented)
 
@@ -108,7 +111,8 @@ async def fan_out(
     # Under FAIL one failure cuts the others short: shards that were merely still searching are not the reason.
     if lost and (not partial.allowed or not answers):
         raise min(lost.values(), key=lambda error: isinstance(error, DeadlinePassed))
-    coverage = _coverage(handle, answers, lost, live)
+    missing = await _missing(handle, answers, lost, live) if lost else {}
+    coverage = _coverage(handle, answers, lost, missing)
     if coverage.fraction < partial.min_coverage:
         raise Unavailable(
             f"{coverage.fraction:.1%} of gallery {handle.spec.name!r} could be searched, partial.min_coverage is "
@@ -204,12 +208,14 @@ def _lost(handle: GalleryHandle, shard: int, error: BaseException) -> ServiceErr
 
 
 def _coverage(
-    handle: GalleryHandle, answers: Mapping[int, ShardHits], lost: Mapping[int, ServiceError], live: LiveCounts
+    handle: GalleryHandle,
+    answers: Mapping[int, ShardHits],
+    lost: Mapping[int, ServiceError],
+    missing: Mapping[int, int],
 ) -> pb.Coverage:
     searched = sum(hits.plan.live for hits in answers.values())
     if not lost:
         return _complete(searched, len(handle.shards))
-    missing = {shard: _missing_rows(handle, shard, answers, live) for shard in lost}
     total = searched + sum(missing.values())
     coverage = pb.Coverage(
         fraction=searched / total if total else 1.0,
@@ -232,7 +238,28 @@ def _complete(items: int, shards: int) -> pb.Coverage:
     return pb.Coverage(fraction=1.0, items_searched=items, items_total=items, shards_ok=shards, shards_total=shards)
 
 
-def _missing_rows(handle: GalleryHandle, shard: int, answers: Mapping[int, ShardHits], live: LiveCounts) -> int:
+async def _missing(
+    handle: GalleryHandle, answers: Mapping[int, ShardHits], lost: Mapping[int, ServiceError], live: LiveCounts
+) -> dict[int, int]:
+    """Rows of each lost shard: as the writer counts them in the store, or as well as is known without it."""
+    shards = len(handle.shards)
+    left = deadlines.remaining_s()
+    patience = _COUNT_MAX_S if left is None else min(_COUNT_MAX_S, left * _COUNT_SHARE)
+
+    async def count(shard: int) -> int:
+        try:
+            async with asyncio.timeout(patience):
+                rows = await handle.writer.live_rows(shard, shards)
+        except Exception as error:
+            log.debug("the rows of shard %d of gallery %r were not counted: %r", shard, handle.spec.name, error)
+            return _last_known(handle, shard, answers, live)
+        live.note(handle.spec.gallery_id, shard, rows)
+        return rows
+
+    return dict(zip(lost, await asyncio.gather(*map(count, lost)), strict=True))
+
+
+def _last_known(handle: GalleryHandle, shard: int, answers: Mapping[int, ShardHits], live: LiveCounts) -> int:
     rows = live.known(handle.spec.gallery_id, shard)
     if rows is not None:
         return rows

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from likewise.server.errors import FailedPrecondition
 from likewise.shards.gallery_store import GalleryStore
+from likewise.shards.partition_counts import PartitionCounts
 from likewise.shards.protocols import DeltaSink, Stage, StreamPosition, WriteResult
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2
@@ -21,6 +22,7 @@ class ReadOnlyWriter:
 
     def __init__(self, gallery: GalleryStore) -> None:
         self._gallery = gallery
+        self._counts = PartitionCounts(gallery)
 
     async def start(self) -> None:
         """Nothing to do."""
@@ -39,6 +41,10 @@ class ReadOnlyWriter:
     async def version(self) -> int:
         """The store version, for good."""
         return self._gallery.version
+
+    async def live_rows(self, shard: int, shards: int) -> int:
+        """See `protocols.Writer.live_rows`."""
+        return await self._counts.rows(self._gallery.version, shard, shards)
 
     async def upsert(
         self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None

@@ -45,7 +45,8 @@ class History:
     """The versions of one dataset. Blocking; safe in several threads.
 
     Args:
-        reader: A `lance.LanceDataset` of its newest version.
+        reader: A `lance.LanceDataset` of its newest version. Only read through: while one thread changes something through
+            a dataset (a tag, too), any call of another on the same object fails ("Already mutably borrowed").
         files: What to flush after a tag is made.
         oldest_needed: The oldest version that the gallery's fence needs, given a newest `lance.LanceDataset`.
     """
@@ -149,20 +150,20 @@ class History:
             StoreFailure: If the store refused, or has no such version yet.
         """
         with self._removing, told_apart("the snapshot could not be stored"):
-            self.checkout(version)
-            if name in self._reader.tags.list():
+            tags = self.checkout(version).tags
+            if name in tags.list():
                 raise TagExists(name)
             try:
-                self._reader.tags.create(name, version)
+                tags.create(name, version)
             except ValueError as error:
                 if is_missing(error):
                     raise HistoryGone(f"store version {version} has been cleaned up") from error
                 raise
             try:
-                self._reader.tags.replace_metadata(name, dict(metadata))
+                tags.replace_metadata(name, dict(metadata))
                 sync_files(self._files.tag(name))
             except Exception:
-                self._reader.tags.delete(name)
+                tags.delete(name)
                 raise
 
     def untag(self, name: str) -> None:
@@ -173,6 +174,7 @@ class History:
             StoreFailure: If the store refused.
         """
         with self._removing, told_apart("the snapshot could not be deleted"):
-            if name not in self._reader.tags.list():
+            tags = self.checkout(self.newest_version()).tags
+            if name not in tags.list():
                 raise TagNotFound(name)
-            self._reader.tags.delete(name)
+            tags.delete(name)

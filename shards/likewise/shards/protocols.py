@@ -280,6 +280,10 @@ class Writer(Protocol):
         """The newest committed store version."""
         ...
 
+    async def live_rows(self, shard: int, shards: int) -> int:
+        """Rows of one of `shards` partitions in that version, by the store: also of a shard that does not answer."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:

@@ -89,11 +89,13 @@ class Store:
         """Names of the galleries, sorted."""
         with told_apart("listing the galleries"):
             entries = self._files.list_with_delimiter().common_prefixes
-        names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
-        return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+            names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+            return sorted(
+                name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and self._is_whole(name)
+            )
 
     def create(self, spec: GallerySpec) -> GalleryStore:
-        """Make an empty gallery.
+        """Make an empty gallery. On a local folder it is there at once or not at all.
 
         Raises:
             GalleryExists: If the name is taken.
@@ -104,15 +106,24 @@ class Store:
         if spec.name in self.galleries():
             raise GalleryExists(f"the gallery {spec.name!r} exists already")
         schema = layout.store_schema(spec).with_metadata({SPEC_KEY: to_json(spec)})
-        with told_apart("creating the gallery"):
+
+        def write(uri: str) -> None:
             lance.write_dataset(
                 schema.empty_table(),
-                self._uri_of(spec.name),
+                uri,
                 schema=schema,
                 storage_options=self._options,
                 enable_stable_row_ids=True,
             )
-        return self.open(spec.name)
+
+        with told_apart("creating the gallery"):
+            if self.folder is None:
+                write(self._uri_of(spec.name))
+                return self.open(spec.name)
+            # A dataset is several files; a process that ends between them must leave nothing that cannot be opened.
+            with self.staging() as folder:
+                write(str(folder / spec.name))
+                return self.publish(folder / spec.name, spec.name)
 
     def open(self, name: str) -> GalleryStore:
         """Open a gallery at its newest version.
@@ -216,6 +227,10 @@ class Store:
             path = Path(scratch) / name
             self._files.download_file(name, str(path))
             return json.loads(path.read_text())
+
+    def _is_whole(self, dataset: str) -> bool:
+        """Whether it has a manifest; in an object store, one that was cut off while it was made or deleted may not."""
+        return self.folder is not None or bool(self._files.list_with_delimiter(f"{dataset}/_versions").objects)
 
     def _require(self, name: str) -> None:
         if not GALLERY_NAME.fullmatch(name) or name not in self.galleries():

@@ -24,6 +24,7 @@ from likewise.shards.delivery import Delivery
 from likewise.shards.gallery_store import Commit, GalleryStore
 from likewise.shards.group import Delete, Upsert
 from likewise.shards.maintenance import MaintenancePolicy
+from likewise.shards.partition_counts import PartitionCounts
 from likewise.shards.protocols import (
     Delta,
     DeltaSink,
@@ -101,6 +102,7 @@ class GalleryWriter:
         self._wake = asyncio.Event()
         self._bulk = asyncio.Lock()
         self._delivery = Delivery()
+        self._counts = PartitionCounts(gallery)
         self._commit_thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._clean_thread = ThreadPoolExecutor(1, thread_name_prefix="clean-up")
         self._task: asyncio.Task[None] | None = None
@@ -154,6 +156,10 @@ class GalleryWriter:
     async def version(self) -> int:
         """The newest committed store version."""
         return self._version
+
+    async def live_rows(self, shard: int, shards: int) -> int:
+        """See `protocols.Writer.live_rows`."""
+        return await self._counts.rows(self._version, shard, shards)
 
     async def upsert(
         self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None

@@ -268,7 +268,9 @@ def test_a_gallery_filled_for_another_benchmark_is_refused(address: str, picture
     base = ["cirr", "--annotations", folder, "--server", address, "--gallery", "one", "--images", pictures]
     assert _run(*base)[0] == 0
     with Client(address) as client:
-        client.gallery("one").upsert(["extra"], texts=["a star"], attributes=[{"key": "extra", "pools": ["val"]}])
+        gallery = client.gallery("one")
+        gallery.upsert(["extra"], texts=["a star"], attributes=[{"key": "extra", "pools": ["val"]}])
+        gallery.count()  # from here on others see it too
 
     code, _, err = _run(*base)
 

@@ -200,6 +200,7 @@ class FakeWriter:
     positions: list[StreamPosition | None] = field(default_factory=list)
     settled: dict[str, int] = field(default_factory=dict)
     back_off_s: float = 0.0
+    gate: asyncio.Event | None = None
 
     async def upsert(
         self, rows: pa.RecordBatch, *, request_id: str = "", position: StreamPosition | None = None
@@ -239,6 +240,14 @@ class FakeWriter:
 
     async def version(self) -> int:
         return self.committed
+
+    async def live_rows(self, shard: int, shards: int) -> int:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        assert shards == len(self.shards)
+        return len(self.shards[shard].rows)
 
 
 class FakeGalleries:

@@ -3,10 +3,11 @@
 import asyncio
 
 import grpc
+import numpy as np
 import pytest
 from grpc import aio
 from tests.unit.server.fakes import FakeGalleries, info, retry_s
-from tests.unit.server.stubs import by_vector, shop, vectors
+from tests.unit.server.stubs import by_vector, shop, upsert, vectors
 
 from likewise.shards import protocols
 from likewise.v1 import search_service_pb2 as pb
@@ -56,11 +57,51 @@ async def test_the_rest_answers_when_that_is_allowed_and_says_what_is_missing() 
     assert (degradation.reason, degradation.items, list(degradation.shards)) == ("SHARD_UNAVAILABLE", missing, [1])
 
 
+async def test_what_was_written_to_a_lost_shard_is_counted() -> None:
+    galleries = FakeGalleries()
+    async with shop(galleries, shards=2) as stubs:
+        await stubs.search.Search(by_vector(QUERY))
+        here, lost = galleries.shards("shop")
+        lost.failure = protocols.Unavailable("restarting")
+        later = [f"later-{i}" for i in range(8)]
+        await stubs.items.Upsert(upsert(later, np.ones((8, len(QUERY)), dtype=np.float32)))
+
+        response = await stubs.search.Search(by_vector(QUERY, partial=ALLOW))
+
+    (degradation,) = response.coverage.degradations
+    assert degradation.items == len(lost.rows) > 10
+    assert response.coverage.items_total == len(here.rows) + len(lost.rows) == 28
+
+
+async def test_without_the_writer_a_lost_shard_has_the_rows_it_had_when_it_last_answered() -> None:
+    galleries = FakeGalleries()
+    async with shop(galleries, shards=3) as stubs:
+        await stubs.search.Search(by_vector(QUERY))
+        lost = galleries.shards("shop")[1]
+        lost.failure = galleries.writer("shop").failure = protocols.Unavailable("restarting")
+
+        response = await stubs.search.Search(by_vector(QUERY, partial=ALLOW))
+
+    assert response.coverage.items_total == 20
+    assert response.coverage.degradations[0].items == len(lost.rows)
+
+
+async def test_a_count_that_takes_long_holds_up_no_answer() -> None:
+    galleries = FakeGalleries()
+    async with shop(galleries, shards=2) as stubs:
+        await stubs.search.Search(by_vector(QUERY))
+        galleries.shards("shop")[1].gate = galleries.writer("shop").gate = asyncio.Event()
+
+        response = await stubs.search.Search(by_vector(QUERY, partial=ALLOW), timeout=1)
+
+    assert response.coverage.items_total == 20
+
+
 async def test_a_shard_that_never_answered_is_taken_to_be_as_large_as_the_others() -> None:
     galleries = FakeGalleries()
     async with shop(galleries, shards=2) as stubs:
         first, second = galleries.shards("shop")
-        second.failure = protocols.Unavailable("loading")
+        second.failure = galleries.writer("shop").failure = protocols.Unavailable("loading")
 
         response = await stubs.search.Search(by_vector(QUERY, partial=ALLOW))
 

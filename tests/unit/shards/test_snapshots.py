@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -397,3 +398,27 @@ def test_a_snapshot_survives_a_copy_of_the_folder(store: Store, gallery: Gallery
     assert [one.note for one in snapshots.snapshots(Store(str(tmp_path / "copy")).open("shapes"))] == ["n"]
     tag = json.loads((Path(gallery.uri) / "_refs" / "tags" / "s.json").read_text())
     assert tag["version"] == 3
+
+
+def test_snapshots_come_and_go_while_others_read(gallery: GalleryStore) -> None:
+    version = gallery.newest_version()
+    ended = threading.Event()
+
+    def read() -> int:
+        looks = 0
+        while not ended.is_set() or not looks:
+            assert gallery.newest_version() == version
+            assert gallery.checkout(version).version == version
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            for number in range(30):
+                gallery.history.tag(f"at-{number}", version, {})
+                gallery.history.untag(f"at-{number}")
+        finally:
+            ended.set()
+
+        assert all(reader.result() for reader in readers)

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,42 @@ def test_a_store_works_through_the_object_store_interface(tmp_path: Path) -> Non
     assert everything(Store(uri).open("shapes")) == {"a": 3}
     store.delete("shapes")
     assert Store(uri).galleries() == []
+
+
+KILLED_WHILE_CREATING = """
+import os, sys
+from pathlib import Path
+from tests.unit.shards.store_fixtures import SPEC
+from likewise.shards import store
+
+def cut_off(table, uri, **options):
+    (Path(uri) / "_transactions").mkdir(parents=True)
+    os._exit(9)
+
+opened = store.Store(sys.argv[1])
+store.lance.write_dataset = cut_off
+opened.create(SPEC)
+"""
+
+
+def test_a_process_killed_while_it_makes_a_gallery_leaves_nothing_of_it(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED_WHILE_CREATING, str(tmp_path)], check=False)
+
+    assert ended.returncode == 9
+    store = Store(str(tmp_path))
+    assert store.galleries() == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "likewise.json"]
+    assert store.create(SPEC).count() == 0
+
+
+def test_what_is_left_of_a_gallery_without_a_manifest_is_none_in_an_object_store(tmp_path: Path) -> None:
+    store = Store(f"file-object-store://{tmp_path}")
+    (tmp_path / f"{SPEC.name}.lance" / "_transactions").mkdir(parents=True)
+    (tmp_path / f"{SPEC.name}.lance" / "_transactions" / "0-cut-off.txn").write_bytes(b"")
+
+    assert store.galleries() == []
+    assert store.create(SPEC).count() == 0
+    assert store.galleries() == [SPEC.name]
 
 
 def test_one_commit_inserts_replaces_and_deletes_as_one_version(gallery: GalleryStore) -> None:

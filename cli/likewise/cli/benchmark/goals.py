@@ -74,7 +74,7 @@ class Goal:
     Attributes:
         number: Its number.
         name: What is measured, in which setting.
-        how: The command whose lines have it; "" as long as there is none.
+        how: The command whose lines have it.
         checks: All of them have to pass.
     """
 

@@ -107,6 +107,7 @@ def run(plan: Plan, report: Report) -> Outcome:
             with Client(server.address, timeout=120) as client:
                 gallery = client.create_gallery(_GALLERY, encoder=FAMILY)
                 gallery.upsert([f"picture-{i:06d}" for i in range(len(stored))], images=stored, progress=False)
+                gallery.count()  # every shard has them then, for callers without this client's token too
             report.say(f"{plan.callers} callers, {plan.swaps} swaps")
             pid = server.pid if plan.mode == "embedded" else None
             outcome = asyncio.run(_drive(plan, server.address, repository, asked, pid))

@@ -4,7 +4,7 @@ from typing import Final
 
 from likewise.internal.v1 import writer_service_pb2 as pb
 from likewise.internal.v1 import writer_service_pb2_grpc as pb_grpc
-from likewise.server.errors import FailedPrecondition
+from likewise.server.errors import FailedPrecondition, InvalidRequest
 from likewise.server.remote import arrow_ipc
 from likewise.server.remote.channels import Context
 from likewise.shards.protocols import BulkWriter, FragmentsUnusable, StreamPosition, Writer
@@ -70,6 +70,13 @@ class WriterServicer(pb_grpc.WriterServiceServicer):
         """See the proto."""
         self._check(request.gallery_id)
         return pb.VersionResponse(version=await self._writer.version())
+
+    async def LiveRows(self, request: pb.LiveRowsRequest, context: Context) -> pb.LiveRowsResponse:
+        """See the proto."""
+        self._check(request.gallery_id)
+        if request.shard >= request.shards:
+            raise InvalidRequest(f"shard must be below shards, got {request.shard} of {request.shards}", field="shard")
+        return pb.LiveRowsResponse(rows=await self._writer.live_rows(request.shard, request.shards))
 
     def _check(self, gallery_id: str) -> None:
         if gallery_id != self._gallery_id:

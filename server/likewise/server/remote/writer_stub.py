@@ -87,3 +87,9 @@ class WriterStub:
         """See `Writer.version`."""
         response = await self._route.call(lambda stub: stub.Version, pb.VersionRequest(gallery_id=self._gallery_id))
         return response.version
+
+    async def live_rows(self, shard: int, shards: int) -> int:
+        """See `Writer.live_rows`."""
+        request = pb.LiveRowsRequest(gallery_id=self._gallery_id, shard=shard, shards=shards)
+        response = await self._route.call(lambda stub: stub.LiveRows, request)
+        return response.rows

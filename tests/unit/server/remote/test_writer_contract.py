@@ -9,7 +9,7 @@ import pytest
 from tests.unit.server.remote.loopback import SPEC, Loopback, rows
 
 from likewise.internal.v1 import writer_service_pb2_grpc
-from likewise.server.errors import FailedPrecondition
+from likewise.server.errors import FailedPrecondition, InvalidRequest
 from likewise.server.remote.channels import Endpoint
 from likewise.server.remote.writer_servicer import WriterServicer
 from likewise.server.remote.writer_stub import WriterRoute, WriterStub
@@ -66,6 +66,9 @@ class RememberingWriter:
     async def version(self) -> int:
         return 5
 
+    async def live_rows(self, shard: int, shards: int) -> int:
+        return 100 * shard + shards
+
 
 @pytest.fixture
 def behind() -> RememberingWriter:
@@ -100,6 +103,7 @@ async def test_rows_arrive_as_they_were(writer: Writer, behind: RememberingWrite
     assert result == WriteResult(2, 4)
     assert behind.upserts == [(batch, "r1")]
     assert await writer.version() == 5
+    assert await writer.live_rows(2, 3) == 203
 
 
 async def test_a_place_in_a_stream_arrives_as_it_was_and_hints_come_back(
@@ -181,3 +185,10 @@ async def test_a_call_for_another_gallery_is_refused(loopback: Loopback, behind:
         await stub.delete(ids=["a"])
 
     assert behind.deletes == []
+
+
+async def test_a_partition_that_cannot_be_is_refused_before_the_store_is_asked(loopback: Loopback) -> None:
+    writer = await _stub(loopback, RememberingWriter())
+
+    with pytest.raises(InvalidRequest, match="got 3 of 3"):
+        await writer.live_rows(3, 3)

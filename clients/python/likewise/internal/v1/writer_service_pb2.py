@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from likewise.v1 import common_pb2 as likewise_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)likewise/internal/v1/writer_service.proto\x12\x14likewise.internal.v1\x1a\x18likewise/v1/common.proto\"\x8a\x01\n\x1aWriterServiceUpsertRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x36\n\x08position\x18\x04 \x01(\x0b\x32$.likewise.internal.v1.StreamPosition\"F\n\x0eStreamPosition\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0f\n\x07settled\x18\x03 \x01(\x04\"T\n\x1bWriterServiceUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x12\n\nback_off_s\x18\x03 \x01(\x01\"v\n\x1aWriterServiceDeleteRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.likewise.v1.Filter\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\x1bWriterServiceDeleteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\"$\n\x0eVersionRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\"\"\n\x0fVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\">\n\x15StreamProgressRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\")\n\x16StreamProgressResponse\x12\x0f\n\x07settled\x18\x01 \x01(\x04\"0\n\x0cStageRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"2\n\rStageResponse\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x14\n\x0c\x66irst_stamps\x18\x02 \x03(\x03\"S\n\x16\x43ommitFragmentsRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x11\n\tfragments\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"<\n\x17\x43ommitFragmentsResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x32\xf4\x04\n\rWriterService\x12m\n\x06Upsert\x12\x30.likewise.internal.v1.WriterServiceUpsertRequest\x1a\x31.likewise.internal.v1.WriterServiceUpsertResponse\x12m\n\x06\x44\x65lete\x12\x30.likewise.internal.v1.WriterServiceDeleteRequest\x1a\x31.likewise.internal.v1.WriterServiceDeleteResponse\x12k\n\x0eStreamProgress\x12+.likewise.internal.v1.StreamProgressRequest\x1a,.likewise.internal.v1.StreamProgressResponse\x12P\n\x05Stage\x12\".likewise.internal.v1.StageRequest\x1a#.likewise.internal.v1.StageResponse\x12n\n\x0f\x43ommitFragments\x12,.likewise.internal.v1.CommitFragmentsRequest\x1a-.likewise.internal.v1.CommitFragmentsResponse\x12V\n\x07Version\x12$.likewise.internal.v1.VersionRequest\x1a%.likewise.internal.v1.VersionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)likewise/internal/v1/writer_service.proto\x12\x14likewise.internal.v1\x1a\x18likewise/v1/common.proto\"\x8a\x01\n\x1aWriterServiceUpsertRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x36\n\x08position\x18\x04 \x01(\x0b\x32$.likewise.internal.v1.StreamPosition\"F\n\x0eStreamPosition\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0f\n\x07settled\x18\x03 \x01(\x04\"T\n\x1bWriterServiceUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x12\n\nback_off_s\x18\x03 \x01(\x01\"v\n\x1aWriterServiceDeleteRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.likewise.v1.Filter\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\x1bWriterServiceDeleteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\"$\n\x0eVersionRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\"\"\n\x0fVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"D\n\x0fLiveRowsRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0e\n\x06shards\x18\x03 \x01(\r\" \n\x10LiveRowsResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\">\n\x15StreamProgressRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\")\n\x16StreamProgressResponse\x12\x0f\n\x07settled\x18\x01 \x01(\x04\"0\n\x0cStageRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"2\n\rStageResponse\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x14\n\x0c\x66irst_stamps\x18\x02 \x03(\x03\"S\n\x16\x43ommitFragmentsRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\x11\n\tfragments\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"<\n\x17\x43ommitFragmentsResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x32\xcf\x05\n\rWriterService\x12m\n\x06Upsert\x12\x30.likewise.internal.v1.WriterServiceUpsertRequest\x1a\x31.likewise.internal.v1.WriterServiceUpsertResponse\x12m\n\x06\x44\x65lete\x12\x30.likewise.internal.v1.WriterServiceDeleteRequest\x1a\x31.likewise.internal.v1.WriterServiceDeleteResponse\x12k\n\x0eStreamProgress\x12+.likewise.internal.v1.StreamProgressRequest\x1a,.likewise.internal.v1.StreamProgressResponse\x12P\n\x05Stage\x12\".likewise.internal.v1.StageRequest\x1a#.likewise.internal.v1.StageResponse\x12n\n\x0f\x43ommitFragments\x12,.likewise.internal.v1.CommitFragmentsRequest\x1a-.likewise.internal.v1.CommitFragmentsResponse\x12V\n\x07Version\x12$.likewise.internal.v1.VersionRequest\x1a%.likewise.internal.v1.VersionResponse\x12Y\n\x08LiveRows\x12%.likewise.internal.v1.LiveRowsRequest\x1a&.likewise.internal.v1.LiveRowsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,18 +46,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSIONREQUEST']._serialized_end=613
   _globals['_VERSIONRESPONSE']._serialized_start=615
   _globals['_VERSIONRESPONSE']._serialized_end=649
-  _globals['_STREAMPROGRESSREQUEST']._serialized_start=651
-  _globals['_STREAMPROGRESSREQUEST']._serialized_end=713
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=715
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=756
-  _globals['_STAGEREQUEST']._serialized_start=758
-  _globals['_STAGEREQUEST']._serialized_end=806
-  _globals['_STAGERESPONSE']._serialized_start=808
-  _globals['_STAGERESPONSE']._serialized_end=858
-  _globals['_COMMITFRAGMENTSREQUEST']._serialized_start=860
-  _globals['_COMMITFRAGMENTSREQUEST']._serialized_end=943
-  _globals['_COMMITFRAGMENTSRESPONSE']._serialized_start=945
-  _globals['_COMMITFRAGMENTSRESPONSE']._serialized_end=1005
-  _globals['_WRITERSERVICE']._serialized_start=1008
-  _globals['_WRITERSERVICE']._serialized_end=1636
+  _globals['_LIVEROWSREQUEST']._serialized_start=651
+  _globals['_LIVEROWSREQUEST']._serialized_end=719
+  _globals['_LIVEROWSRESPONSE']._serialized_start=721
+  _globals['_LIVEROWSRESPONSE']._serialized_end=753
+  _globals['_STREAMPROGRESSREQUEST']._serialized_start=755
+  _globals['_STREAMPROGRESSREQUEST']._serialized_end=817
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=819
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=860
+  _globals['_STAGEREQUEST']._serialized_start=862
+  _globals['_STAGEREQUEST']._serialized_end=910
+  _globals['_STAGERESPONSE']._serialized_start=912
+  _globals['_STAGERESPONSE']._serialized_end=962
+  _globals['_COMMITFRAGMENTSREQUEST']._serialized_start=964
+  _globals['_COMMITFRAGMENTSREQUEST']._serialized_end=1047
+  _globals['_COMMITFRAGMENTSRESPONSE']._serialized_start=1049
+  _globals['_COMMITFRAGMENTSRESPONSE']._serialized_end=1109
+  _globals['_WRITERSERVICE']._serialized_start=1112
+  _globals['_WRITERSERVICE']._serialized_end=1831
 # @@protoc_insertion_point(module_scope)

@@ -199,6 +199,51 @@ class VersionResponse(_message.Message):
 Global___VersionResponse: _TypeAlias = VersionResponse  # noqa: Y015
 
 @_typing.final
+class LiveRowsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    gallery_id: _builtins.str
+    shard: _builtins.int
+    shards: _builtins.int
+    """How many partitions the rows are spread over."""
+    def __init__(
+        self,
+        *,
+        gallery_id: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        shards: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery_id", b"gallery_id", "shard", b"shard", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveRowsRequest: _TypeAlias = LiveRowsRequest  # noqa: Y015
+
+@_typing.final
+class LiveRowsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveRowsResponse: _TypeAlias = LiveRowsResponse  # noqa: Y015
+
+@_typing.final
 class StreamProgressRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -65,6 +65,11 @@ class WriterServiceStub(object):
                 request_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.VersionRequest.SerializeToString,
                 response_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.VersionResponse.FromString,
                 _registered_method=True)
+        self.LiveRows = channel.unary_unary(
+                '/likewise.internal.v1.WriterService/LiveRows',
+                request_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.LiveRowsRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.LiveRowsResponse.FromString,
+                _registered_method=True)
 
 
 class WriterServiceServicer(object):
@@ -113,6 +118,13 @@ class WriterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LiveRows(self, request, context):
+        """Rows of one partition in that version, also of one whose shard does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WriterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +157,11 @@ def add_WriterServiceServicer_to_server(servicer, server):
                     servicer.Version,
                     request_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.VersionRequest.FromString,
                     response_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.VersionResponse.SerializeToString,
+            ),
+            'LiveRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.LiveRows,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.LiveRowsRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_writer__service__pb2.LiveRowsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +327,33 @@ class WriterService(object):
             '/likewise.internal.v1.WriterService/Version',
             likewise_dot_internal_dot_v1_dot_writer__service__pb2.VersionRequest.SerializeToString,
             likewise_dot_internal_dot_v1_dot_writer__service__pb2.VersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LiveRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.internal.v1.WriterService/LiveRows',
+            likewise_dot_internal_dot_v1_dot_writer__service__pb2.LiveRowsRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_writer__service__pb2.LiveRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

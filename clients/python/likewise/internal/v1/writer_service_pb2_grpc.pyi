@@ -45,6 +45,8 @@ class WriterServiceStub:
     """Commits files of rows that were written beside the writer into the gallery's folder, with the stamps it lent."""
     Version: _grpc.UnaryUnaryMultiCallable[_writer_service_pb2.VersionRequest, _writer_service_pb2.VersionResponse]
     """The newest committed version."""
+    LiveRows: _grpc.UnaryUnaryMultiCallable[_writer_service_pb2.LiveRowsRequest, _writer_service_pb2.LiveRowsResponse]
+    """Rows of one partition in that version, also of one whose shard does not answer."""
 
 @_typing.type_check_only
 class WriterServiceAsyncStub(WriterServiceStub):
@@ -63,6 +65,8 @@ class WriterServiceAsyncStub(WriterServiceStub):
     """Commits files of rows that were written beside the writer into the gallery's folder, with the stamps it lent."""
     Version: _aio.UnaryUnaryMultiCallable[_writer_service_pb2.VersionRequest, _writer_service_pb2.VersionResponse]  # type: ignore[assignment]
     """The newest committed version."""
+    LiveRows: _aio.UnaryUnaryMultiCallable[_writer_service_pb2.LiveRowsRequest, _writer_service_pb2.LiveRowsResponse]  # type: ignore[assignment]
+    """Rows of one partition in that version, also of one whose shard does not answer."""
 
 class WriterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one process that commits to a gallery's store."""
@@ -114,5 +118,13 @@ class WriterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_writer_service_pb2.VersionResponse, _abc.Awaitable[_writer_service_pb2.VersionResponse]]:
         """The newest committed version."""
+
+    @_abc_1.abstractmethod
+    def LiveRows(
+        self,
+        request: _writer_service_pb2.LiveRowsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_writer_service_pb2.LiveRowsResponse, _abc.Awaitable[_writer_service_pb2.LiveRowsResponse]]:
+        """Rows of one partition in that version, also of one whose shard does not answer."""
 
 def add_WriterServiceServicer_to_server(servicer: WriterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
