@@ -19,11 +19,11 @@ from likewise.client import (
     Cancelled,
     Client,
     DeadlineExceeded,
+    Gallery,
     LikewiseError,
     ResourceExhausted,
     Unavailable,
 )
-from likewise.client.sync import Gallery
 
 TOLERATED: Final = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
 """Errors that a fault may cause; any other one is a violation."""

@@ -11,8 +11,7 @@ from tests.faults.model import GalleryModel
 from tests.faults.operations import Delete, DeleteWhere, Operation, Reshape, Restart, Upsert, Write, item_id
 from tests.faults.tally import Tally
 
-from likewise.client import LikewiseError
-from likewise.client.sync import Gallery
+from likewise.client import Gallery, LikewiseError
 
 BULK: Final = 1_000
 """Rows of one write when the gallery is filled."""

@@ -9,9 +9,8 @@ from tests.faults.model import Expected, GalleryModel
 from tests.faults.operations import SLOTS, Count, Get, ListItems, Read, Search, item_id
 from tests.faults.tally import Tally
 
-from likewise.client import NotFound
+from likewise.client import Gallery, NotFound
 from likewise.client.results import Hits
-from likewise.client.sync import Gallery
 
 TIED: Final = 2e-6
 """Scores that differ by less may come in either order: float32 and its order of summation tell no more."""

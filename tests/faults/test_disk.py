@@ -15,8 +15,7 @@ from tests.faults import report
 from tests.faults.options import OPTIONS
 from tests.integration.processes import ServerProcess
 
-from likewise.client import Client, LikewiseError
-from likewise.client.sync import Gallery
+from likewise.client import Client, Gallery, LikewiseError
 from likewise.server.galleries import EmbeddedGalleries, StoreOptions
 from likewise.shards.protocols import SearchOptions, ShardError
 from likewise.shards.spec import SpecError

@@ -8,8 +8,7 @@ import pytest
 from tests.integration.oracle import clustered, exact
 from tests.integration.processes import ServerProcess
 
-from likewise.client import Client, F
-from likewise.client.sync import Gallery
+from likewise.client import Client, F, Gallery
 
 DIM = 16
 ROWS = 3_000

@@ -8,8 +8,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from likewise.client import AsyncClient, DeadlineExceeded
-from likewise.client.aio import AsyncGallery
+from likewise.client import AsyncClient, AsyncGallery, DeadlineExceeded
 from likewise.server.embedded import running_server
 from likewise.shards.protocols import F32, SearchOptions, ShardHits
 from likewise.shards.shard import Shard

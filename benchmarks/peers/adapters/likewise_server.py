@@ -14,9 +14,8 @@ from likewise.cli.benchmark import search
 from likewise.cli.benchmark.dataset import Dataset
 from likewise.cli.benchmark.echo import SEARCH_PATH
 from likewise.cli.server_process import ServerProcess, serve_command
-from likewise.client import AsyncClient, Client
+from likewise.client import AsyncClient, Client, Gallery
 from likewise.client.filters import F, Filter
-from likewise.client.sync import Gallery
 from likewise.v1 import search_service_pb2 as pb
 from likewise.wire import MAX_MESSAGE_BYTES
 

@@ -21,9 +21,8 @@ from likewise.cli.demo_report import Answer
 from likewise.cli.server_process import ServerFailed, ServerProcess, serve_command, stop_on_sigterm
 from likewise.cli.sheet import to_html
 from likewise.cli.sheet_picture import draw
-from likewise.client import Client
+from likewise.client import Client, Gallery
 from likewise.client.errors import FailedPrecondition, LikewiseError, NotFound
-from likewise.client.sync import Gallery
 
 app = typer.Typer(add_completion=False)
 

@@ -9,96 +9,23 @@ condition i, weights w_i and signs s_i (-1 for a negative condition):
   stays nearer to the reference, a larger one goes on beyond c_1, a negative condition goes the other way
 """
 
-import asyncio
-import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from likewise.server.errors import FailedPrecondition, InvalidRequest
-from likewise.server.protocols import Composer, Encoded, Family, ImageEncoder, TextEncoder
+from likewise.server.protocols import Composer, Family
+from likewise.server.query import ConditionInput, ReferenceInput, StoredReference, VectorReference, check_query
+from likewise.server.query_encoding import check_vectors, encode_query, moved, no_rows
 from likewise.shards.protocols import F32
-from likewise.v1 import common_pb2, search_service_pb2
+from likewise.v1 import common_pb2
 
 _CANCELLED: Final = 1e-6
 """Below this share of the summands' length a sum is rounding, not a direction: float32 embeddings carry 7 digits."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageReference:
-    """An encoded image: JPEG, PNG or WebP."""
-
-    field: ClassVar[str] = "image"
-    kind: ClassVar[str] = "image"
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TextReference:
-    """A description."""
-
-    field: ClassVar[str] = "text"
-    kind: ClassVar[str] = "text"
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class VectorReference:
-    """The caller's own vector, (dim,) float32, of any length but zero.
-
-    Attributes:
-        vector: As it came.
-        unit: The same at length 1, where whoever checked it has it already.
-    """
-
-    field: ClassVar[str] = "vector"
-    kind: ClassVar[str] = "vector"
-
-    vector: F32
-    unit: F32 | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredReference:
-    """A stored item: its id and raw vector, (dim,) float32, which is its unit vector times its norm."""
-
-    field: ClassVar[str] = "item_id"
-    kind: ClassVar[str] = "stored vector"
-
-    id: str
-    vector: F32
-
-
-ReferenceInput = ImageReference | TextReference | VectorReference | StoredReference
-"""`field` is the member of `Reference` that it came as, `kind` its name in `Plan.composition`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConditionInput:
-    """One text condition.
-
-    Attributes:
-        text: What it says; not blank.
-        mode: A `search_service_pb2.ConditionMode`.
-        weight: More than 0, finite.
-        negative: Whether it pushes away.
-    """
-
-    text: str
-    mode: int = search_service_pb2.CONDITION_MODE_UNSPECIFIED
-    weight: float = 1.0
-    negative: bool = False
-
-    @property
-    def signed_weight(self) -> float:
-        """The weight, below 0 for a negative condition."""
-        return -self.weight if self.negative else self.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +86,7 @@ async def compose_query(
             condition that longer vectors are composed for.
         Overloaded: If a model's queue is full.
     """
-    _check(dim, reference, conditions)
+    check_query(dim, reference, conditions)
     if family is None or leading is None:
         return await _compose(family, dim, reference, conditions)
     if not isinstance(reference, VectorReference | StoredReference):
@@ -198,13 +125,13 @@ async def _compose(
             compose_us=0,
             warnings=(),
             reference=reference.unit,
-            conditions=_none(dim),
+            conditions=no_rows(dim),
         )
-    encoding = await _encode(family, dim, reference, [condition.text for condition in conditions])
+    encoding = await encode_query(family, dim, reference, [condition.text for condition in conditions])
     start = time.perf_counter()
     if reference is not None:
         vector = unit(encoding.reference)
-        alone = _none(dim)
+        alone = no_rows(dim)
         composition = reference.kind
     else:
         alone = np.stack([unit(text) for text in encoding.texts])
@@ -273,30 +200,20 @@ def _leading(composed: Composed, leading: int, family: Family) -> Composed:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoding:
-    reference: F32
-    texts: F32
-    models: tuple[common_pb2.ModelRef, ...]
-    decode_us: int
-    encode_us: int
-    warnings: tuple[common_pb2.Warning, ...]
-
-
 async def _composed(
     family: Family | None, dim: int, reference: ReferenceInput, conditions: Sequence[ConditionInput]
 ) -> Composed:
     composer = _composer(family)
     texts = [composer.condition_text(condition.text, condition.mode) for condition in conditions]
-    encoding = await _encode(family, dim, reference, texts)
+    encoding = await encode_query(family, dim, reference, texts)
     start = time.perf_counter()
     raw = np.broadcast_to(encoding.reference, (len(texts), dim))
     try:
         made = await composer.compose(np.ascontiguousarray(raw), encoding.texts)
     except InvalidRequest as error:
         # The composer knows pairs, and all pairs share the one reference.
-        raise _moved(error, f"reference.{reference.field}") from error
-    _check_model(made, (len(texts), dim), composer.model)
+        raise moved(error, f"reference.{reference.field}") from error
+    check_vectors(made, (len(texts), dim), composer.model)
     alone, targets = unit(encoding.reference), np.stack([unit(row) for row in made])
     vector = steer(alone, targets, [condition.signed_weight for condition in conditions])
     many = f"{len(texts)} text condition{'s' if len(texts) > 1 else ''}"
@@ -313,134 +230,6 @@ async def _composed(
     )
 
 
-async def _encode(
-    family: Family | None, dim: int, reference: ReferenceInput | None, condition_texts: Sequence[str]
-) -> _Encoding:
-    """Raw embeddings of the reference ((dim,), zeros without one) and of the condition texts ((n, dim))."""
-    texts = [*condition_texts]
-    fields = [f"conditions[{i}].text" for i in range(len(texts))]
-    if isinstance(reference, TextReference):
-        texts.insert(0, reference.text)
-        fields.insert(0, "reference.text")
-    image_encoder = _image_encoder(family) if isinstance(reference, ImageReference) else None
-    text_encoder = _text_encoder(family, fields[0]) if texts else None
-    pictures = [reference.data] if isinstance(reference, ImageReference) else []
-    if image_encoder is None or text_encoder is None:
-        images = await _encode_with(image_encoder, pictures, ["reference.image"], dim)
-        encoded = await _encode_with(text_encoder, texts, fields, dim)
-    else:
-        try:
-            async with asyncio.TaskGroup() as group:
-                first = group.create_task(_encode_with(image_encoder, pictures, ["reference.image"], dim))
-                second = group.create_task(_encode_with(text_encoder, texts, fields, dim))
-        except BaseExceptionGroup as failures:
-            # The first failure withdrew the other; a caller wants the error itself.
-            raise failures.exceptions[0] from None
-        images, encoded = first.result(), second.result()
-    raw, rows = np.zeros(dim, np.float32), encoded.vectors
-    match reference:
-        case ImageReference():
-            raw = images.vectors[0]
-        case TextReference():
-            raw, rows = rows[0], rows[1:]
-        case VectorReference(vector=vector) | StoredReference(vector=vector):
-            raw = np.asarray(vector, np.float32)
-        case None:
-            pass
-    encoders = [encoder for encoder in (image_encoder, text_encoder) if encoder is not None]
-    return _Encoding(
-        reference=raw,
-        texts=rows,
-        models=tuple(encoder.model for encoder in encoders),
-        decode_us=max(images.decode_us, encoded.decode_us),
-        encode_us=max(images.encode_us, encoded.encode_us),
-        warnings=images.warnings + encoded.warnings,
-    )
-
-
-async def _encode_with(
-    encoder: ImageEncoder | TextEncoder | None,
-    inputs: Sequence[bytes] | Sequence[str],
-    fields: Sequence[str],
-    dim: int,
-) -> Encoded:
-    if encoder is None:
-        return Encoded(_none(dim))
-    try:
-        encoded = await encoder.encode(inputs)  # type: ignore[arg-type]  # the caller pairs encoder and inputs
-    except InvalidRequest as error:
-        index = error.field.removeprefix("[").partition("]")[0]
-        raise _moved(error, fields[int(index)] if index.isdecimal() else fields[0]) from error
-    _check_model(encoded.vectors, (len(inputs), dim), encoder.model)
-    for row, field in zip(encoded.vectors, fields, strict=True):
-        if not row.any():
-            raise InvalidRequest(
-                f"{encoder.model.name}/{encoder.model.version} gave an embedding of length zero",
-                reason="ZERO_VECTOR",
-                field=field,
-            )
-    return encoded
-
-
-def _check(dim: int, reference: ReferenceInput | None, conditions: Sequence[ConditionInput]) -> None:
-    if reference is None and not conditions:
-        raise InvalidRequest("a query needs a reference, a text condition, or both; it has neither", field="reference")
-    match reference:
-        case VectorReference(vector, known):
-            if known is None or vector.shape != (dim,):
-                _check_vector(vector, dim, "reference.vector")
-        case StoredReference(_, vector):
-            _check_vector(vector, dim, "reference.item_id")
-        case _:
-            pass
-    for i, condition in enumerate(conditions):
-        if reference is None and condition.mode != search_service_pb2.CONDITION_MODE_UNSPECIFIED:
-            name = search_service_pb2.ConditionMode.Name(condition.mode).removeprefix("CONDITION_MODE_")  # type: ignore[arg-type]
-            raise InvalidRequest(
-                f"mode {name} says what stays or changes of a reference, and the query has none: add a reference, or "
-                "leave the mode out to search for what the text describes",
-                field=f"conditions[{i}].mode",
-            )
-
-
-def _check_vector(vector: F32, dim: int, field: str) -> None:
-    if vector.shape != (dim,):
-        got = "x".join(map(str, vector.shape))
-        raise InvalidRequest(
-            f"the vector has {got} numbers, the gallery's have {dim}",
-            reason="DIMENSION_MISMATCH",
-            field=field,
-            metadata={"got": got, "expected": str(dim)},
-        )
-    if not np.isfinite(vector).all():
-        at = int(np.argmin(np.isfinite(vector)))
-        raise InvalidRequest(f"number {at} of the vector is {vector[at]}", reason="NOT_FINITE", field=field)
-    if not vector.any():
-        raise InvalidRequest("the vector is zero: it has no direction", reason="ZERO_VECTOR", field=field)
-
-
-def _check_model(vectors: F32, expected: tuple[int, int], model: common_pb2.ModelRef) -> None:
-    if vectors.shape != expected:
-        raise FailedPrecondition(
-            f"{model.name}/{model.version} gives vectors of {vectors.shape[-1]} numbers, the gallery's have "
-            f"{expected[1]}",
-            reason="DIMENSION_MISMATCH",
-            metadata={"got": str(vectors.shape[-1]), "expected": str(expected[1])},
-        )
-
-
-def _image_encoder(family: Family | None) -> ImageEncoder:
-    if family is None or family.image is None:
-        raise _missing(family, "an image", "image encoder", "reference.image")
-    return family.image
-
-
-def _text_encoder(family: Family | None, field: str) -> TextEncoder:
-    if family is None or family.text is None:
-        raise _missing(family, "a text", "text encoder", field)
-    return family.text
-
-
 def _composer(family: Family | None) -> Composer:
     if family is None or family.composer is None:
         who = "this gallery holds vectors only" if family is None else f"the models {family.name!r} have no composer"
@@ -453,16 +242,6 @@ def _composer(family: Family | None) -> Composer:
     return family.composer
 
 
-def _missing(family: Family | None, what: str, model: str, field: str) -> FailedPrecondition:
-    who = "this gallery holds vectors only" if family is None else f"the models {family.name!r} have no {model}"
-    return FailedPrecondition(
-        f"{who}: {what} cannot be searched for; send a vector or the id of a stored item, or use a gallery whose "
-        "models have one",
-        reason="NO_ENCODER",
-        field=field,
-    )
-
-
 def _direction(total: npt.NDArray[np.float64], scale: float) -> F32:
     if not np.linalg.norm(total) > _CANCELLED * scale:
         raise InvalidRequest(
@@ -471,16 +250,6 @@ def _direction(total: npt.NDArray[np.float64], scale: float) -> F32:
             field="conditions",
         )
     return unit(total)
-
-
-def _moved(error: InvalidRequest, field: str) -> InvalidRequest:
-    return InvalidRequest(str(error), reason=error.reason, field=field, metadata=error.metadata)
-
-
-@functools.lru_cache(maxsize=64)
-def _none(dim: int) -> F32:
-    """No rows of `dim` numbers, which nobody can write to."""
-    return np.empty((0, dim), np.float32)
 
 
 def _micros(start_s: float) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from likewise.server.compose import ConditionInput, ImageReference, ReferenceInput, TextReference
+from likewise.server.query import ConditionInput, ImageReference, ReferenceInput, TextReference
 
 MAX_QUERIES: Final = 64
 """A family; the standard error of a mean overlap of 64 queries is below 0.063."""

@@ -14,11 +14,12 @@ from typing import Final, TypeVar
 import numpy as np
 
 from likewise.server import access_log, answer, content, plan, spaces, validate
-from likewise.server.compose import Composed, ImageReference, ReferenceInput, StoredReference, compose_query
+from likewise.server.compose import Composed, compose_query
 from likewise.server.errors import NotFound, ServiceError
 from likewise.server.fan_out import FanOut, LiveCounts, fan_out
 from likewise.server.metrics import Metrics
 from likewise.server.protocols import Galleries, GalleryHandle, Models
+from likewise.server.query import ImageReference, ReferenceInput, StoredReference
 from likewise.server.recent_queries import LiveQuery, RecentQueries
 from likewise.server.search_forms import Form, Forms
 from likewise.server.validate_search import ItemReference, Partial, Question, question

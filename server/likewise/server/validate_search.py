@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from likewise.server import validate
-from likewise.server.compose import ConditionInput, ImageReference, TextReference, VectorReference
 from likewise.server.errors import InvalidRequest
+from likewise.server.query import ConditionInput, ImageReference, TextReference, VectorReference
 from likewise.shards.filter import compile_message, filter_key
 from likewise.shards.spec import GallerySpec, SpaceSpec
 from likewise.v1 import common_pb2

@@ -7,21 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from likewise.server.compose import (
-    Composed,
+from likewise.server.compose import Composed, compose_query, describe, steer, unit
+from likewise.server.errors import FailedPrecondition, InvalidRequest, Overloaded, ServiceError
+from likewise.server.protocols import Encoded, Family
+from likewise.server.query import (
     ConditionInput,
     ImageReference,
     ReferenceInput,
     StoredReference,
     TextReference,
     VectorReference,
-    compose_query,
-    describe,
-    steer,
-    unit,
 )
-from likewise.server.errors import FailedPrecondition, InvalidRequest, Overloaded, ServiceError
-from likewise.server.protocols import Encoded, Family
 from likewise.shards.protocols import F32
 from likewise.v1 import common_pb2
 from likewise.v1.search_service_pb2 import CONDITION_MODE_CHANGE, CONDITION_MODE_FOCUS

@@ -17,12 +17,13 @@ from tests.unit.server.model_fixtures import (
 
 from likewise.export.manifest import TensorSpec, builtin_repository
 from likewise.server.batcher import BatchLimits
-from likewise.server.compose import ConditionInput, ImageReference, compose_query, unit
+from likewise.server.compose import compose_query, unit
 from likewise.server.errors import FailedPrecondition, InvalidRequest, NotFound, Unimplemented
 from likewise.server.images import ImageLimits
 from likewise.server.model_service import ModelServiceServicer
 from likewise.server.models import ModelsError, OnnxModels, read_repositories
 from likewise.server.protocols import Family
+from likewise.server.query import ConditionInput, ImageReference
 from likewise.server.session import CPU, Runtime
 from likewise.v1 import model_service_pb2 as pb
 from likewise.v1.search_service_pb2 import CONDITION_MODE_FOCUS

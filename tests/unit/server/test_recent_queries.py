@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likewise.server import recent_queries
-from likewise.server.compose import ConditionInput, ImageReference, StoredReference, TextReference
+from likewise.server.query import ConditionInput, ImageReference, StoredReference, TextReference
 from likewise.server.recent_queries import KEPT_SHARE, MAX_QUERIES, LiveQuery, RecentQueries
 
 

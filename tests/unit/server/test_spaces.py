@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from likewise.server import spaces
-from likewise.server.compose import ConditionInput, TextReference, compose_query
+from likewise.server.compose import compose_query
 from likewise.server.errors import FailedPrecondition, InvalidRequest, NotFound
 from likewise.server.protocols import Encoded, Family
+from likewise.server.query import ConditionInput, TextReference
 from likewise.shards.protocols import F32
 from likewise.shards.spec import GallerySpec, SpaceSpec
 from likewise.v1 import common_pb2, model_service_pb2

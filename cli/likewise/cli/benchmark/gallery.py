@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from likewise.cli.benchmark.dataset import Dataset, item_id
-from likewise.client import Client
+from likewise.client import Client, Gallery
 from likewise.client.galleries import GalleryStats, IndexSpec
-from likewise.client.sync import Gallery
 
 ATTRIBUTES: Final = {"share": "double", "cluster_share": "double"}
 _POLL_S: Final = 0.1

@@ -1,7 +1,8 @@
 """The SDK: search galleries of a Likewise server."""
 
 from likewise.client import errors, results
-from likewise.client.aio import AsyncClient, AsyncGallery
+from likewise.client.aio import AsyncClient
+from likewise.client.aio_gallery import AsyncGallery
 from likewise.client.errors import *  # noqa: F403 - every error is API, named by errors.__all__
 from likewise.client.filter_text import parse_filter
 from likewise.client.filters import F, Filter
@@ -12,7 +13,8 @@ from likewise.client.references import Condition, Examples, Reference
 from likewise.client.requests import Query
 from likewise.client.results import *  # noqa: F403 - every result is API, named by results.__all__
 from likewise.client.snapshots import Export, Snapshot
-from likewise.client.sync import Client, Gallery
+from likewise.client.sync import Client
+from likewise.client.sync_gallery import Gallery
 from likewise.client.upserts import UpsertResult
 from likewise.client.versions import VersionToken
 

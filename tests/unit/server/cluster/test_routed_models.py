@@ -24,12 +24,13 @@ from likewise.server.cluster.controller_servicer import ControllerServicer
 from likewise.server.cluster.hosts import EncoderHost, HostOptions
 from likewise.server.cluster.parts import EncoderPart, Part, PlacedPart, Serving
 from likewise.server.cluster.router import Routing
-from likewise.server.compose import ConditionInput, ImageReference, compose_query
+from likewise.server.compose import compose_query
 from likewise.server.errors import FailedPrecondition, NotFound, ServiceError
 from likewise.server.galleries import StoreOptions
 from likewise.server.model_folders import read_repositories
 from likewise.server.promotion import Promotions
 from likewise.server.protocols import Family
+from likewise.server.query import ConditionInput, ImageReference
 from likewise.server.recent_queries import RecentQueries
 from likewise.v1 import search_service_pb2
 

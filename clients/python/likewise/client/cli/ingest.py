@@ -27,7 +27,8 @@ from likewise.client.cli.output import print_json
 from likewise.client.cli.sources import Bad, Columns, Row, Source, open_source
 from likewise.client.errors import InvalidArgument
 from likewise.client.galleries import GalleryInfo
-from likewise.client.sync import Client, Gallery
+from likewise.client.sync import Client
+from likewise.client.sync_gallery import Gallery
 
 _BATCH_ROWS: Final = 2048  # rows checked, looked up and sent together; the SDK cuts them into messages
 _SHOWN_BAD: Final = 20
