@@ -9,9 +9,10 @@ from likewise.cli.benchmark import gallery as galleries
 from likewise.cli.benchmark import limit_lance
 from likewise.cli.benchmark.figures import Measurement, Speed, paired_ratio, summarise
 from likewise.cli.benchmark.report import Report
-from likewise.cli.benchmark.search import GALLERY, index_spec, serve_arguments
+from likewise.cli.benchmark.search import GALLERY, serve_arguments
 from likewise.cli.server_process import ServerProcess, serve_command
 from likewise.client import Client
+from likewise.client.galleries import IndexSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ def run(plan: Plan, report: Report) -> None:
             for number in range(plan.runs):
                 report.say(f"upserts {number + 1} of {plan.runs}: {plan.items:,} x {plan.dim}")
                 raw.append(limit_lance.write(dataset, folder / f"raw-{number}"))
-                gallery = galleries.create(client, GALLERY, plan.dim, index=index_spec("flat"), shards=plan.shards)
+                gallery = galleries.create(client, GALLERY, plan.dim, index=IndexSpec(kind="flat"), shards=plan.shards)
                 new.append(galleries.fill(gallery, dataset))
                 replaced.append(galleries.fill(gallery, dataset))
                 client.delete_gallery(GALLERY)
