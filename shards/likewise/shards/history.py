@@ -45,8 +45,8 @@ class History:
     """The versions of one dataset. Blocking; safe in several threads.
 
     Args:
-        reader: A `lance.LanceDataset` of its newest version. Only read through: while one thread changes something through
-            a dataset (a tag, too), any call of another on the same object fails ("Already mutably borrowed").
+        reader: A `lance.LanceDataset` of its newest version. Only read through: while one thread changes something
+            through a dataset (a tag, too), any call of another on that object fails ("Already mutably borrowed").
         files: What to flush after a tag is made.
         oldest_needed: The oldest version that the gallery's fence needs, given a newest `lance.LanceDataset`.
     """
