@@ -120,6 +120,7 @@ def rows_response(rows: Rows) -> pb.FetchResponse:
         vectors=b"" if rows.vectors is None else wire.pack(rows.vectors, "<f4"),
         norms=b"" if rows.norms is None else wire.pack(rows.norms, "<f4"),
         version=rows.version,
+        dim=0 if rows.vectors is None else rows.vectors.shape[1],
     )
 
 
@@ -128,8 +129,7 @@ def shard_rows(response: pb.FetchResponse, *, vectors: bool) -> Rows:
     batch = arrow_ipc.decode(response.rows)
     if not vectors:
         return Rows(batch=batch, vectors=None, norms=None, version=response.version)
-    numbers = wire.unpack(response.vectors, "<f4")
-    matrix = numbers.reshape(batch.num_rows, -1) if batch.num_rows else numbers.reshape(0, 0)
+    matrix = wire.unpack(response.vectors, "<f4").reshape(batch.num_rows, response.dim)
     return Rows(batch=batch, vectors=matrix, norms=wire.unpack(response.norms, "<f4"), version=response.version)
 
 

@@ -102,6 +102,8 @@ async def test_fetching_nothing_gives_no_rows(shard: Part) -> None:
     found = await shard.fetch(["missing"], space="default", vectors=True)
 
     assert found.batch.num_rows == 0
+    assert found.vectors is not None
+    assert found.vectors.shape == (0, 4)
     assert found.norms is not None
     assert found.norms.shape == (0,)
 

@@ -208,6 +208,7 @@ class FetchResponse(_message.Message):
     VECTORS_FIELD_NUMBER: _builtins.int
     NORMS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    DIM_FIELD_NUMBER: _builtins.int
     rows: _builtins.bytes
     """Arrow IPC: id, content, the attributes asked for."""
     vectors: _builtins.bytes
@@ -215,6 +216,8 @@ class FetchResponse(_message.Message):
     norms: _builtins.bytes
     """float32 raw norms, with the vectors."""
     version: _builtins.int
+    dim: _builtins.int
+    """Of the vectors, also when there are no rows; 0 when they were not asked for."""
     def __init__(
         self,
         *,
@@ -222,10 +225,11 @@ class FetchResponse(_message.Message):
         vectors: _builtins.bytes = ...,
         norms: _builtins.bytes = ...,
         version: _builtins.int = ...,
+        dim: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["norms", b"norms", "rows", b"rows", "vectors", b"vectors", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "norms", b"norms", "rows", b"rows", "vectors", b"vectors", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
