@@ -8,10 +8,10 @@ from typing import Any, Final
 import grpc
 import numpy as np
 import numpy.typing as npt
-from tests.faults.checker import TIMEOUT_S, Caller, Checker
+from tests.faults.checker import TIMEOUT_S, TOLERATED, Caller, Checker
 from tests.faults.ledger import ABSENT
 
-from likewise.client import F
+from likewise.client import BatchError, F, LikewiseError
 from likewise.client.errors import from_rpc, from_status
 from likewise.client.results import Hits
 from likewise.shards.spec import shard_hash
@@ -157,7 +157,11 @@ def _partial_search(caller: Caller) -> None:
 def _batch_search(caller: Caller) -> None:
     since = time.monotonic()
     queries = np.stack([vector_of(caller.rng.randrange(1 << 30)) for _ in range(3)])
-    answers = caller.gallery.search_batch(queries, k=5, attributes=True, timeout=TIMEOUT_S)
+    try:
+        answers = caller.gallery.search_batch(queries, k=5, attributes=True, timeout=TIMEOUT_S)
+    except BatchError as error:
+        failures = [failure for failure in error.results if isinstance(failure, LikewiseError)]
+        raise next((one for one in failures if not isinstance(one, TOLERATED)), failures[0]) from error
     for query, hits in zip(queries, answers, strict=True):
         _true(caller, hits, query, since)
 

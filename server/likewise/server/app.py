@@ -41,6 +41,7 @@ from likewise.server.remote.inference_servicer import InferenceServicer
 from likewise.server.search import Searcher
 from likewise.server.search_service import SearchService
 from likewise.server.served import InUse, ServedModels
+from likewise.server.version_tokens import VersionTokens
 from likewise.v1 import (
     gallery_service_pb2,
     gallery_service_pb2_grpc,
@@ -243,8 +244,14 @@ class Server:
         )
         server: Any = _ByName(grpc_server)
         recent = RecentQueries()
+        tokens = VersionTokens()
         searcher = Searcher(
-            models=self._models, galleries=self._galleries, metrics=self.metrics, executor=executor, recent=recent
+            models=self._models,
+            galleries=self._galleries,
+            metrics=self.metrics,
+            executor=executor,
+            recent=recent,
+            tokens=tokens,
         )
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(
             SearchService(
@@ -259,6 +266,7 @@ class Server:
             executor=executor,
             stream_in_flight=options.stream_in_flight,
             write_bytes=options.write_bytes,
+            tokens=tokens,
         )
         item_service_pb2_grpc.add_ItemServiceServicer_to_server(items, server)
         bulk = BulkService(galleries=self._galleries, metrics=self.metrics, controller=self._controller)

@@ -13,6 +13,7 @@ from likewise.server.upsert import Packer
 from likewise.server.upsert_stream import UpsertStream
 from likewise.server.validate_items import MAX_GET_IDS, deletion, page_size
 from likewise.server.validate_search import filter_bytes
+from likewise.server.version_tokens import VersionTokens
 from likewise.server.write_room import WriteRoom
 from likewise.shards.columns import ColumnError
 from likewise.shards.protocols import StreamPosition, WriteResult
@@ -30,6 +31,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         executor: Runs Arrow and numpy work on large requests.
         stream_in_flight: Messages of one stream in work at the same time.
         write_bytes: Bytes of upserts in work at the same time, of all calls and streams together.
+        tokens: What is known of galleries' versions; by default nothing yet.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         executor: Executor,
         stream_in_flight: int,
         write_bytes: int,
+        tokens: VersionTokens | None = None,
     ) -> None:
         self._galleries = galleries
         self._metrics = metrics
@@ -48,6 +51,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         self._packer = Packer(models=models, executor=executor)
         self._stream_in_flight = stream_in_flight
         self._room = WriteRoom(write_bytes)
+        self._tokens = tokens or VersionTokens()
 
     async def Upsert(self, request: pb.UpsertRequest, context: Any) -> pb.UpsertResponse:
         """See item_service.proto."""
@@ -82,6 +86,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
         handle = self._handle(request.gallery)
         chosen = deletion(request, handle.spec)
         result = await handle.writer.delete(ids=chosen.ids, filter=chosen.filter, request_id=request.request_id)
+        self._tokens.note(handle.spec.gallery_id, result.version)
         access_log.current().rows = result.rows
         self._metrics.written.labels("delete").inc(result.rows)
         return pb.ItemServiceDeleteResponse(deleted=result.rows, version=_token(handle, result))
@@ -132,6 +137,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
             raise Unavailable(
                 f"gallery {handle.spec.name!r} was changed meanwhile: {error}", reason="GALLERY_CHANGED"
             ) from error
+        self._tokens.note(handle.spec.gallery_id, result.version)
         access_log.current().rows = result.rows
         self._metrics.written.labels("upsert").inc(result.rows)
         response = pb.UpsertResponse(upserted=result.rows, version=_token(handle, result), warnings=warnings)
@@ -153,7 +159,7 @@ class ItemService(item_service_pb2_grpc.ItemServiceServicer):
     ) -> int:
         if not request.HasField("at_least"):
             return 0
-        return validate.min_version(request.at_least, handle.spec, await handle.writer.version())
+        return await self._tokens.least(request.at_least, handle)
 
     async def _packed(self, found: read.Found, handle: GalleryHandle, wanted: read.Wanted) -> pb.Items:
         def work() -> pb.Items:

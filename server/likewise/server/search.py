@@ -23,6 +23,7 @@ from likewise.server.query import ImageReference, ReferenceInput, StoredReferenc
 from likewise.server.recent_queries import LiveQuery, RecentQueries
 from likewise.server.search_forms import Form, Forms
 from likewise.server.validate_search import ItemReference, Partial, Question, question
+from likewise.server.version_tokens import VersionTokens
 from likewise.shards.protocols import SearchOptions, ShardHits
 from likewise.shards.spec import GallerySpec, SpaceSpec, shard_hash
 from likewise.v1 import common_pb2
@@ -83,6 +84,7 @@ class Searcher:
         metrics: Where plans and stages are counted.
         executor: Runs hashing, merging and packing of large answers.
         recent: Where some of the queries are kept, to try the next version of a model on; None to keep none.
+        tokens: What is known of galleries' versions; by default nothing yet.
     """
 
     def __init__(
@@ -93,12 +95,14 @@ class Searcher:
         metrics: Metrics,
         executor: Executor,
         recent: RecentQueries | None = None,
+        tokens: VersionTokens | None = None,
     ) -> None:
         self._models = models
         self._galleries = galleries
         self._metrics = metrics
         self._executor = executor
         self._recent = recent
+        self._tokens = tokens or VersionTokens()
         self._live = LiveCounts()
         self._forms = Forms()
 
@@ -122,7 +126,7 @@ class Searcher:
         asked = question(request.reference, request.conditions, request.space, handle.spec)
         request_id = validate.request_id(request.request_id) if request.request_id else record.request_id
         record.k = form.k
-        version = await self._min_version(request, handle)
+        version = await self._tokens.least(request.at_least, handle) if request.HasField("at_least") else 0
         resolved = await self._resolve(asked, handle, min_version=version)
         composed = await self._compose(asked, resolved.reference, handle.spec)
         if not form.include_reference and isinstance(resolved.reference, ImageReference):
@@ -198,11 +202,6 @@ class Searcher:
             timing=timing,
             warnings=composed.warnings,
         )
-
-    async def _min_version(self, request: pb.SearchRequest, handle: GalleryHandle) -> int:
-        if not request.HasField("at_least"):
-            return 0
-        return validate.min_version(request.at_least, handle.spec, await handle.writer.version())
 
     async def _resolve(self, asked: Question, handle: GalleryHandle, *, min_version: int) -> _Resolved:
         match asked.reference:

@@ -239,15 +239,19 @@ class FakeWriter:
         return self.settled.get(stream_id, 0)
 
     async def version(self) -> int:
+        await self._answering()
         return self.committed
 
     async def live_rows(self, shard: int, shards: int) -> int:
+        await self._answering()
+        assert shards == len(self.shards)
+        return len(self.shards[shard].rows)
+
+    async def _answering(self) -> None:
         if self.gate is not None:
             await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        assert shards == len(self.shards)
-        return len(self.shards[shard].rows)
 
 
 class FakeGalleries:
