@@ -54,7 +54,7 @@ def marked(mark: str, *, variable: str = MARK) -> dict[int, str]:
 
 def end_all(mark: str, *, variable: str = MARK) -> None:
     """SIGKILL for all of them, those that others start meanwhile included."""
-    while pids := [pid for pid in marked(mark, variable=variable) if not _ended(pid)]:
+    while pids := [pid for pid in marked(mark, variable=variable) if not ended(pid)]:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -120,7 +120,8 @@ def _listening(pid: int) -> list[str]:
     return found
 
 
-def _ended(pid: int) -> bool:
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to notice."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     return True

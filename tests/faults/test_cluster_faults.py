@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 from tests.faults import cluster_processes, gallery_rpcs, report, rpcs
+from tests.faults.attack import wait_until
 from tests.faults.checker import Load
 from tests.faults.options import OPTIONS
 from tests.faults.test_process_faults import free_port, make_galleries
@@ -167,15 +168,16 @@ def test_a_cluster_that_loses_a_node_under_load_keeps_its_promises(fault: str) -
         try:
             load = Load(router.address, rpcs.GALLERY, rpcs.all_rpcs(make_galleries(router.address)), seed=OPTIONS.seed)
             there = cluster_processes.marked(node.mark, variable=cluster_processes.NODE_MARK)
-            lost = [name for name, pid in cluster_processes.parts(mark).items() if pid in there]
+            lost = {name: pid for name, pid in cluster_processes.parts(mark).items() if pid in there}
             assert lost, "the node runs no part: there is nothing to lose"
             try:
                 rpcs.write_static(load.callers[0])
                 with load:
                     load.wait_answered(time.monotonic(), RECOVERY_S)
-                    since = time.monotonic()
                     node.end() if fault == "node lost" else node.end_raylet()
-                    load.recovered(f"{fault}, with {', '.join(sorted(lost))}", since, RECOVERY_S)
+                    # A raylet's workers end by themselves, a moment after it.
+                    wait_until(lambda: all(cluster_processes.ended(pid) for pid in lost.values()))
+                    load.recovered(f"{fault}, with {', '.join(sorted(lost))}", time.monotonic(), RECOVERY_S)
                 assert rpcs.verify(load.callers[0]) >= rpcs.STATIC
             finally:
                 section = {"seed": OPTIONS.seed, **load.as_json(), "faults": {fault: 1}}

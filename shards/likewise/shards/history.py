@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from likewise.shards.dataset_files import DatasetFiles
 from likewise.shards.failures import is_missing, told_apart
@@ -39,6 +39,10 @@ class Tag:
     version: int
     created: datetime | None
     metadata: Mapping[str, str]
+
+
+_LISTINGS: Final = 20
+"""Times that tags are listed before their coming and going is taken for something else."""
 
 
 class History:
@@ -134,7 +138,7 @@ class History:
     def tags(self) -> list[Tag]:
         """All tags, by name."""
         with told_apart("reading the snapshots"):
-            found: dict[str, dict[str, Any]] = self._reader.tags.list()
+            found = _listed(self._reader)
         return [
             Tag(name, int(tag["version"]), tag["created_at"], tag["metadata"] or {})
             for name, tag in sorted(found.items())
@@ -150,8 +154,9 @@ class History:
             StoreFailure: If the store refused, or has no such version yet.
         """
         with self._removing, told_apart("the snapshot could not be stored"):
-            tags = self.checkout(version).tags
-            if name in tags.list():
+            dataset = self.checkout(version)
+            tags = dataset.tags
+            if name in _listed(dataset):
                 raise TagExists(name)
             try:
                 tags.create(name, version)
@@ -174,7 +179,23 @@ class History:
             StoreFailure: If the store refused.
         """
         with self._removing, told_apart("the snapshot could not be deleted"):
-            tags = self.checkout(self.newest_version()).tags
-            if name not in tags.list():
+            dataset = self.checkout(self.newest_version())
+            if name not in _listed(dataset):
                 raise TagNotFound(name)
-            tags.delete(name)
+            dataset.tags.delete(name)
+
+
+def _listed(dataset: Any) -> dict[str, dict[str, Any]]:
+    """Every tag, by name.
+
+    Lance lists the files and then reads each: one that another process deletes in between fails the whole (14.0).
+    """
+    for _ in range(_LISTINGS - 1):
+        try:
+            found: dict[str, dict[str, Any]] = dataset.tags.list()
+            return found
+        except ValueError as error:
+            if not is_missing(error):
+                raise
+    last: dict[str, dict[str, Any]] = dataset.tags.list()
+    return last

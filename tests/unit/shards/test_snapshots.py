@@ -400,15 +400,17 @@ def test_a_snapshot_survives_a_copy_of_the_folder(store: Store, gallery: Gallery
     assert tag["version"] == 3
 
 
-def test_snapshots_come_and_go_while_others_read(gallery: GalleryStore) -> None:
+def test_snapshots_come_and_go_while_others_read(store: Store, gallery: GalleryStore) -> None:
     version = gallery.newest_version()
     ended = threading.Event()
+    elsewhere = store.open(SPEC.name)  # as another process has it: nothing holds it off while tags change
 
     def read() -> int:
         looks = 0
         while not ended.is_set() or not looks:
             assert gallery.newest_version() == version
             assert gallery.checkout(version).version == version
+            assert {tag.version for tag in elsewhere.history.tags()} <= {version}
             looks += 1
         return looks
 
