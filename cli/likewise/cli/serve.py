@@ -59,6 +59,9 @@ def run(
     store: Annotated[str | None, typer.Option(help=_help("store"))] = None,
     host: Annotated[str | None, typer.Option(help=_help("host"))] = None,
     port: Annotated[int | None, typer.Option(help=_help("port"))] = None,
+    share_port: Annotated[
+        bool, typer.Option("--share-port", help=_help("share_port") + " With --role router.")
+    ] = False,
     metrics_port: Annotated[int | None, typer.Option(help=_help("metrics_port"))] = None,
     models: Annotated[list[Path] | None, typer.Option(help=_help("models") + " May be repeated.")] = None,
     cache: Annotated[Path | None, typer.Option(help=_help("cache"))] = None,
@@ -83,6 +86,7 @@ def run(
         "store": store,
         "host": host,
         "port": port,
+        "share_port": share_port or None,
         "metrics_port": metrics_port,
         "models": tuple(models) if models else None,
         "cache": cache,
@@ -93,7 +97,7 @@ def run(
         "log_level": log_level.upper() if log_level else None,
         "controller_port": controller_port,
     }
-    _check_role(role, controller=controller, ray=ray)
+    _check_role(role, controller=controller, ray=ray, share_port=share_port)
     settings = _settings({name: value for name, value in given.items() if value is not None})
     bound_allocator()
     access_log.configure(format=settings.log_format, level=settings.log_level)
@@ -119,12 +123,14 @@ async def _serve_router(settings: Settings, controller: str) -> None:
     await serve(router(settings, controller), note=f", controller {controller}")
 
 
-def _check_role(role: Role, *, controller: str | None, ray: str | None) -> None:
+def _check_role(role: Role, *, controller: str | None, ray: str | None, share_port: bool) -> None:
     if (role is Role.ROUTER) != (controller is not None):
         missing = (
             "--role router needs --controller HOST:PORT" if controller is None else "--controller needs --role router"
         )
         _fail(missing, WRONG_OPTIONS)
+    if share_port and role is not Role.ROUTER:
+        _fail("--share-port needs --role router: a store is served by one process", WRONG_OPTIONS)
     if controller is not None and ray is not None:
         _fail("--ray starts or joins a cluster, --role router only follows its controller: give one", WRONG_OPTIONS)
     if controller is not None and not controller.rpartition(":")[2].isdecimal():

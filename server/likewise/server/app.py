@@ -58,8 +58,6 @@ log = logging.getLogger(__name__)
 _GRPC_OPTIONS: Final = (
     ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
-    # A second server on the port is an error to be told, not half of the calls gone elsewhere.
-    ("grpc.so_reuseport", 0),
     # Clients that ping every 10 s without calls, as pymilvus's do, would else be sent away with "too_many_pings".
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -102,6 +100,7 @@ class ServerOptions:
 
     host: str = "127.0.0.1"
     port: int = 50051
+    share_port: bool = False
     metrics_port: int | None = None
     threads: int = 2
     max_calls: int = 2048
@@ -208,7 +207,7 @@ class Server:
 
     async def _start(self) -> None:
         options = self._options
-        _check_bind(options.host, options.port)
+        _check_bind(options.host, options.port, share=options.share_port)
         self._grpc = self._build()
         try:
             self._port = self._grpc.add_insecure_port(_address(options.host, options.port))
@@ -239,8 +238,10 @@ class Server:
         executor = ThreadPoolExecutor(max_workers=options.threads, thread_name_prefix="router")
         self._stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         interceptor = CallInterceptor(metrics=self.metrics, admit=self._admit, max_calls=options.max_calls)
+        # Unless it is wanted, a second server on the port is an error to be told, not half of the calls gone elsewhere.
+        sharing = ("grpc.so_reuseport", int(options.share_port))
         grpc_server = aio.server(
-            interceptors=(interceptor,), options=(*_GRPC_OPTIONS, *_unread(options.max_unread_calls))
+            interceptors=(interceptor,), options=(*_GRPC_OPTIONS, sharing, *_unread(options.max_unread_calls))
         )
         server: Any = _ByName(grpc_server)
         recent = RecentQueries()
@@ -382,12 +383,14 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _check_bind(host: str, port: int) -> None:
+def _check_bind(host: str, port: int, *, share: bool = False) -> None:
     """Say why an address cannot be had; gRPC itself only says that."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if share:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             probe.bind(target)
     except OSError as error:
         why = error.strerror or str(error)

@@ -79,6 +79,7 @@ def server_options(settings: Settings) -> ServerOptions:
     return ServerOptions(
         host=settings.host,
         port=settings.port,
+        share_port=settings.share_port,
         metrics_port=settings.metrics_port,
         threads=settings.thread_count,
         max_calls=settings.max_calls,

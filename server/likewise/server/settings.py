@@ -32,6 +32,10 @@ class Settings(BaseSettings):
         description="Address to listen on. Anything but loopback opens the server to others.",
     )
     port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 takes any free one.")
+    share_port: bool = Field(
+        default=False,
+        description="Further routers of this machine may listen on the same port; the system spreads connections.",
+    )
     metrics_port: int | None = Field(
         default=None,
         ge=0,

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2
 from tests.unit.server.cluster.placement import SPEC, FakeCatalogue, FakePlacement
 from tests.unit.server.remote.loopback import Loopback
 from tests.unit.server.stubs import connected
@@ -41,6 +42,28 @@ async def test_any_number_of_routers_show_the_galleries_of_one_controller(loopba
     await controller.close(stop_parts=True)
 
 
+async def test_routers_that_share_a_port_stand_in_for_each_other(loopback: Loopback) -> None:
+    controller = Controller(FakeCatalogue(), FakePlacement())
+    await controller.start()
+    await controller.create(SPEC)
+
+    def register(endpoint: Endpoint) -> None:
+        pb_grpc.add_ControllerServiceServicer_to_server(ControllerServicer(controller), endpoint.server)
+
+    address = await loopback.endpoint(register)
+    one = router(Settings(port=0, share_port=True, drain_grace_s=0), address)
+    await one.start()
+    port = int(one.address.rpartition(":")[2])
+    with pytest.raises(StartupError, match="Address already in use"):
+        await router(Settings(port=port), address).start()
+    async with connected(router(Settings(port=port, share_port=True, drain_grace_s=0), address)) as stubs:
+        await one.stop(grace_s=0)
+        health = await stubs.health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    await controller.close(stop_parts=True)
+
+
 async def test_a_controller_that_is_not_there_ends_the_start_with_its_address() -> None:
     with pytest.raises(StartupError, match=r"no controller answers at 127\.0\.0\.1:1 for"):
         await _router("127.0.0.1:1", connect_s=0.2).start()
@@ -66,6 +89,7 @@ def test_a_router_never_imports_ray(tmp_path: Path) -> None:
         pytest.param(["--controller", "h:1"], "--controller needs --role router", id="no role"),
         pytest.param(["--role", "router", "--controller", "here"], "must be HOST:PORT, got 'here'", id="no port"),
         pytest.param(["--role", "router", "--controller", "h:1", "--ray", "local"], "give one", id="both"),
+        pytest.param(["--share-port"], "--share-port needs --role router", id="shared store"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: list[str], message: str) -> None:
