@@ -45,24 +45,25 @@ class VersionTokens:
             InvalidRequest: If the writer has committed no such version.
         """
         gallery_id = handle.spec.gallery_id
-        committed = self._seen.get(gallery_id, 0)
-        if token.gallery_id == gallery_id and token.version > committed:
-            asked = await self._ask(handle)
+        known = self._seen.get(gallery_id, 0)
+        if token.gallery_id == gallery_id and token.version > known:
+            asked = await committed(handle)
             if asked is None:
                 return int(token.version)
             self.note(gallery_id, asked)
-            committed = asked
-        return validate.min_version(token, handle.spec, committed)
+            known = asked
+        return validate.min_version(token, handle.spec, known)
 
-    async def _ask(self, handle: GalleryHandle) -> int | None:
-        """The writer's newest version; None if it does not say."""
-        left = deadlines.remaining_s()
-        try:
-            async with asyncio.timeout(_ASK_MAX_S if left is None else min(_ASK_MAX_S, left * _ASK_SHARE)):
-                return await handle.writer.version()
-        except TimeoutError:
+
+async def committed(handle: GalleryHandle) -> int | None:
+    """The newest version that the writer has committed; None if it does not say within a part of the caller's time."""
+    left = deadlines.remaining_s()
+    try:
+        async with asyncio.timeout(_ASK_MAX_S if left is None else min(_ASK_MAX_S, left * _ASK_SHARE)):
+            return await handle.writer.version()
+    except TimeoutError:
+        return None
+    except Exception as error:
+        if isinstance(failures.known(error), _AWAY):
             return None
-        except Exception as error:
-            if isinstance(failures.known(error), _AWAY):
-                return None
-            raise
+        raise

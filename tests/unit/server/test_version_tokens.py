@@ -9,7 +9,7 @@ from tests.unit.server.fakes import FakeGalleries, fake_server, field_of
 from tests.unit.server.stubs import by_vector, connected, shop, upsert, vectors
 
 from likewise.shards import protocols
-from likewise.v1 import common_pb2, item_service_pb2
+from likewise.v1 import common_pb2, gallery_service_pb2, item_service_pb2
 
 QUERY = vectors(1)[0]
 
@@ -49,6 +49,22 @@ async def test_a_token_of_the_future_is_the_callers_mistake() -> None:
 
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert field_of(caught.value) == "at_least.version"
+
+
+@pytest.mark.parametrize("trouble", ["away", "silent"])
+async def test_galleries_are_described_without_their_writer(trouble: str) -> None:
+    galleries = FakeGalleries()
+    async with shop(galleries) as stubs:
+        version = (await stubs.items.Upsert(upsert(["mine"], vectors(1)))).version.version
+        _stop(galleries, trouble)
+        (listed,) = (await stubs.galleries.List(gallery_service_pb2.GalleryServiceListRequest(), timeout=4)).galleries
+        for shard in galleries.shards("shop"):
+            shard.failure = protocols.Unavailable("it restarts too")
+        with pytest.raises(aio.AioRpcError) as caught:
+            await stubs.galleries.Get(gallery_service_pb2.GalleryServiceGetRequest(name="shop"), timeout=4)
+
+    assert (listed.spec.name, listed.version) == ("shop", version)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_defect_of_the_writer_is_not_taken_for_its_absence() -> None:
