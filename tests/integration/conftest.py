@@ -16,9 +16,10 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(mode: str) -> Iterator[ServerProcess]:
+def server(mode: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One server for all tests that leave it as they found it."""
-    with serving(mode) as process:
+    exports = tmp_path_factory.mktemp("exports")
+    with serving(mode, arguments=["--export-root", str(exports)]) as process:
         yield process
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.oracle import clustered
 from tests.integration.processes import ServerProcess, serving
 
-from likewise.client import Client, FailedPrecondition, Unimplemented
+from likewise.client import AlreadyExists, Client, FailedPrecondition, InvalidArgument, NotFound
 
 DIM = 16
 
@@ -55,19 +55,40 @@ def test_a_snapshot_is_searched_after_its_items_are_gone(client: Client, name: s
             client.delete_gallery(past.name)
 
 
-def test_a_cluster_says_that_it_exports_nothing_yet(mode: str, client: Client, name: str) -> None:
-    gallery = client.create_gallery(name, dim=2)
+def test_an_exported_gallery_comes_back_under_another_name_with_the_same_answers(client: Client, name: str) -> None:
+    data = clustered(300, DIM, queries=5)
+    ids = [f"i{row:04d}" for row in range(300)]
+    gallery = client.create_gallery(name, dim=DIM, shards=2, attributes={"row": "int64"})
+    progress: list[tuple[int, int]] = []
+    folder, again = f"{name}-out", f"{name[:35]}-back"
     try:
-        if mode == "ray":
-            with pytest.raises(Unimplemented, match="serve the store embedded"):
-                gallery.export("x")
-            with pytest.raises(Unimplemented, match="serve the store embedded"):
-                client.import_gallery("x")
-        else:
-            with pytest.raises(FailedPrecondition, match="no export root"):
-                gallery.export("x")
+        gallery.upsert(ids, vectors=data.vectors, attributes=[{"row": row} for row in range(300)])
+        gallery.create_snapshot("good")
+        before = [gallery.search(vector=query, k=10) for query in data.queries]
+        gallery.delete(ids[:50])
+        export = gallery.export(folder, snapshot="good", progress=lambda done, total: progress.append((done, total)))
+        with pytest.raises(AlreadyExists, match="exists already"):
+            gallery.export(folder)
+        with pytest.raises(InvalidArgument, match="not a path"):
+            gallery.export("../out")
     finally:
         client.delete_gallery(name)
+
+    back = client.import_gallery(folder, again)
+    try:
+        after = [back.search(vector=query, k=10) for query in data.queries]
+        assert (export.gallery, export.rows, back.count()) == (name, 300, 300)
+        assert [hits.ids for hits in after] == [hits.ids for hits in before]
+        assert [list(hits.scores) for hits in after] == [list(hits.scores) for hits in before]
+        assert 0 < progress[-1][0] == progress[-1][1]
+        with pytest.raises(AlreadyExists, match="exists already"):
+            client.import_gallery(folder, again)
+        with pytest.raises(NotFound, match="no export 'none'"):
+            client.import_gallery("none")
+        back.upsert(["new"], vectors=data.vectors[:1], attributes=[{"row": 300}])
+        assert back.count() == 301
+    finally:
+        client.delete_gallery(again)
 
 
 @pytest.mark.slow

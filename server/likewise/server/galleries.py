@@ -103,7 +103,9 @@ class EmbeddedGalleries:
 
         async def load(name: str) -> None:
             async with slots:
-                self._open[name] = await self._load(await asyncio.to_thread(store.open, name))
+                gallery = await asyncio.to_thread(store.open, name)
+                await asyncio.to_thread(gallery.history.drop_holds)  # a cluster may have had the store before
+                self._open[name] = await self._load(gallery)
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     )
     export_root: Path | None = Field(
         default=None,
-        description="Folder for exports and imports of galleries. Default: neither is served.",
+        description="Folder for exports and imports of galleries; of a cluster, on the machine of its controller. "
+        "Default: neither is served.",
     )
     threads: int | None = Field(
         default=None,

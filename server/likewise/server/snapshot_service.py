@@ -8,12 +8,11 @@ from likewise.server import access_log, validate
 from likewise.server.errors import Unimplemented
 from likewise.server.gallery_message import described
 from likewise.server.protocols import Galleries, GalleryHandle
-from likewise.server.snapshot_messages import snapshot_message
+from likewise.server.snapshot_messages import progress_message, snapshot_message
 from likewise.server.transfers import Done
 from likewise.server.validate_galleries import page_size
 from likewise.shards.copying import Progress
 from likewise.shards.snapshots import Snapshot
-from likewise.shards.transfer import Manifest
 from likewise.v1 import gallery_service_pb2 as pb
 
 
@@ -36,7 +35,7 @@ class Snapshots(Protocol):
         """Make a gallery of one and serve it."""
         ...
 
-    def export(self, gallery: str, snapshot: str, folder: str) -> AsyncGenerator[Progress | Done[Manifest]]:
+    def export(self, gallery: str, snapshot: str, folder: str) -> AsyncGenerator[Progress | Done[pb.Export]]:
         """Write a gallery to a folder of the export root; "" is the newest version."""
         ...
 
@@ -116,10 +115,10 @@ class SnapshotCalls:
         async with aclosing(snapshots.export(request.gallery, request.snapshot, folder)) as steps:
             async for step in steps:
                 if isinstance(step, Done):
-                    done = _export(folder, step.result)
-                    yield pb.GalleryServiceExportGalleryResponse(progress=_progress(step.progress), export=done)
+                    progress = progress_message(step.progress)
+                    yield pb.GalleryServiceExportGalleryResponse(progress=progress, export=step.result)
                 else:
-                    yield pb.GalleryServiceExportGalleryResponse(progress=_progress(step))
+                    yield pb.GalleryServiceExportGalleryResponse(progress=progress_message(step))
 
     async def ImportGallery(
         self, request: pb.GalleryServiceImportGalleryRequest, context: Any
@@ -131,9 +130,11 @@ class SnapshotCalls:
             async for step in steps:
                 if isinstance(step, Done):
                     gallery = await described(step.result)
-                    yield pb.GalleryServiceImportGalleryResponse(progress=_progress(step.progress), gallery=gallery)
+                    yield pb.GalleryServiceImportGalleryResponse(
+                        progress=progress_message(step.progress), gallery=gallery
+                    )
                 else:
-                    yield pb.GalleryServiceImportGalleryResponse(progress=_progress(step))
+                    yield pb.GalleryServiceImportGalleryResponse(progress=progress_message(step))
 
     def _snapshots(self, gallery: str) -> Snapshots:
         self._galleries.get(validate.required(gallery, "gallery"))
@@ -144,23 +145,3 @@ class SnapshotCalls:
         if not isinstance(self._galleries, HasSnapshots):
             raise Unimplemented("snapshots, exports and imports are not served here")
         return self._galleries.snapshots
-
-
-def _progress(progress: Progress) -> pb.TransferProgress:
-    return pb.TransferProgress(
-        files_done=progress.files_done,
-        files=progress.files,
-        bytes_done=progress.bytes_done,
-        bytes=progress.bytes,
-    )
-
-
-def _export(folder: str, manifest: Manifest) -> pb.Export:
-    return pb.Export(
-        folder=folder,
-        gallery=manifest.gallery,
-        version=manifest.version,
-        rows=manifest.rows,
-        files=len(manifest.files),
-        bytes=manifest.bytes,
-    )

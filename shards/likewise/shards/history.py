@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ class Tag:
     created: datetime | None
     metadata: Mapping[str, str]
 
+
+_HOLD: Final = "Held-"
+"""Begins the names of the tags that `History.held` makes."""
 
 _LISTINGS: Final = 20
 """Times that tags are listed before their coming and going is taken for something else."""
@@ -120,6 +124,38 @@ class History:
             with self._removing:
                 self._pins.remove(version)
 
+    @contextmanager
+    def held(self, version: int) -> Iterator[Any]:
+        """As `pinned`, for clean-ups of other processes too: a tag says so, for as long as the block takes."""
+        name = f"{_HOLD}{uuid.uuid4().hex}"
+        with self.pinned(version) as dataset:
+            self.tag(name, version, {})
+            try:
+                yield dataset
+            finally:
+                self._let_go(name)
+
+    def drop_holds(self) -> None:
+        """Forget what `held` left in processes that were killed inside its block.
+
+        For whoever has the store's lock, before it holds anything itself.
+        """
+        try:
+            with told_apart("reading what is held"):
+                names = [name for name in _listed(self._reader) if name.startswith(_HOLD)]
+        except ShardError as error:
+            _log.warning("versions may stay held: %s", error)
+            return
+        for name in names:
+            self._let_go(name)
+
+    def _let_go(self, name: str) -> None:
+        try:
+            self.untag(name)
+        except ShardError as error:
+            # The gallery may be deleted by now; else the next start forgets it.
+            _log.warning("a version stays held: %s", error)
+
     def clean_up(self, *, older_than_s: float, keep: int) -> int:
         """Remove versions that are older than that and not among the newest `keep`; returns how many went.
 
@@ -136,13 +172,13 @@ class History:
             return int(stats.old_versions)
 
     def tags(self) -> list[Tag]:
-        """All tags, by name."""
+        """All tags by name, but for those of `held`."""
         with told_apart("reading the snapshots"):
             found = _listed(self._reader)
         return [
             Tag(name, int(tag["version"]), tag["created_at"], tag["metadata"] or {})
             for name, tag in sorted(found.items())
-            if tag["branch"] is None
+            if tag["branch"] is None and not name.startswith(_HOLD)
         ]
 
     def tag(self, name: str, version: int, metadata: Mapping[str, str]) -> None:

@@ -84,13 +84,14 @@ class Manifest:
         return sum(entry.bytes for entry in self.files)
 
 
-def export(gallery: GalleryStore, folder: Path, *, version: int, report: Report) -> Manifest:
+def export(gallery: GalleryStore, folder: Path, *, version: int, shared: bool = False, report: Report) -> Manifest:
     """Write one version of a gallery to a new folder; whole and durable when this returns, else not there.
 
     Args:
         gallery: Which; it may be written to meanwhile.
         folder: To be made; the one above it has to exist.
         version: Store version.
+        shared: Another process has the gallery's writer, and forgets its old versions.
         report: Told how far it is; raises to give it up.
 
     Raises:
@@ -106,7 +107,8 @@ def export(gallery: GalleryStore, folder: Path, *, version: int, report: Report)
         raise ExportExists(f"the export {folder.name!r} exists already; choose another name or remove it")
     with told_apart("writing the export"):
         sweep(folder.parent)
-        with staging(folder.parent) as scratch, gallery.history.pinned(version) as dataset:
+        hold = gallery.history.held if shared else gallery.history.pinned
+        with staging(folder.parent) as scratch, hold(version) as dataset:
             staged = scratch / folder.name
             files = copy_files(source, staged / DATASET_FOLDER, version_files(dataset), report)
             copied = GalleryStore(str(staged / DATASET_FOLDER), folder=staged / DATASET_FOLDER)

@@ -3,10 +3,8 @@
 import asyncio
 import json
 import shutil
-import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,15 +12,14 @@ import pytest
 from google.protobuf import field_mask_pb2
 from grpc import aio
 from tests.unit.server.fakes import FakeModels, field_of, info
+from tests.unit.server.gate import Gate
 from tests.unit.server.stubs import Stubs, by_vector, connected, ids, shop, upsert, vectors
 from typer.testing import CliRunner
 
 from likewise.client import AsyncClient, LikewiseError
 from likewise.client.cli.app import app
-from likewise.server import transfers
 from likewise.server.app import Server, ServerOptions
 from likewise.server.galleries import EmbeddedGalleries, StoreOptions
-from likewise.shards import copying
 from likewise.shards.staging import STAGING_PREFIX
 from likewise.v1 import common_pb2, item_service_pb2
 from likewise.v1 import gallery_service_pb2 as pb
@@ -396,36 +393,6 @@ async def test_galleries_without_snapshots_say_so(request_: Any) -> None:
     assert "are not served here" in (error.value.details() or "")
 
 
-class _Gate:
-    """Holds every copy until it is opened, and notes when one is told to stop."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        stopped = self.stopped = threading.Semaphore(0)
-
-        class Stop(threading.Event):
-            def set(self) -> None:
-                super().set()
-                stopped.release()
-
-        monkeypatch.setattr(transfers, "threading", SimpleNamespace(Event=Stop))
-        self.reached = threading.Semaphore(0)
-        self.open = threading.Event()
-        wrote = copying.Tally.wrote
-
-        def waiting(tally: copying.Tally, size: int) -> None:
-            self.reached.release()
-            assert self.open.wait(30)
-            wrote(tally, size)
-
-        monkeypatch.setattr(copying.Tally, "wrote", waiting)
-
-    async def passed(self) -> None:
-        assert await asyncio.to_thread(self.reached.acquire, timeout=30)
-
-    async def told_to_stop(self) -> None:
-        assert await asyncio.to_thread(self.stopped.acquire, timeout=30)
-
-
 @pytest.mark.parametrize("direction", ["export", "import"])
 async def test_a_transfer_whose_caller_goes_away_stops_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str
@@ -433,7 +400,7 @@ async def test_a_transfer_whose_caller_goes_away_stops_and_leaves_nothing(
     async with connected(server(tmp_path)) as stubs:
         await fill(stubs)
         await export(stubs, "kept")
-        gate = _Gate(monkeypatch)
+        gate = Gate(monkeypatch)
         call: Any
         if direction == "export":
             call = stubs.galleries.ExportGallery(EXPORT(gallery="shop", folder="second"))
@@ -458,7 +425,7 @@ async def test_more_transfers_than_may_run_are_told_when_to_come_back(
     async with connected(server(tmp_path)) as stubs:
         await fill(stubs)
         await snapshot(stubs)
-        gate = _Gate(monkeypatch)
+        gate = Gate(monkeypatch)
         running = [asyncio.ensure_future(export(stubs, f"e{i}")) for i in range(2)]
         for _ in running:
             await gate.passed()
@@ -477,7 +444,7 @@ async def test_galleries_can_be_made_and_written_while_one_is_exported(
 ) -> None:
     async with connected(server(tmp_path)) as stubs:
         await fill(stubs)
-        gate = _Gate(monkeypatch)
+        gate = Gate(monkeypatch)
         running = asyncio.ensure_future(export(stubs, "backup"))
         await gate.passed()
         await stubs.items.Upsert(upsert(["late"], MATRIX[:1]))

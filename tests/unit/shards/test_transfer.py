@@ -93,6 +93,54 @@ def test_a_gallery_comes_back_as_it_was(gallery: GalleryStore, exported: Path, o
     assert stored(Store(other.uri).open("shapes")) == {"c": 4, "d": 5}
 
 
+def test_the_clean_up_of_another_process_leaves_what_is_being_exported(
+    store: Store, gallery: GalleryStore, root: Path, other: Store
+) -> None:
+    mine, version = store.open("shapes"), gallery.version
+    seen: list[list[str]] = []
+
+    def busy(_: Progress) -> None:
+        if not seen:  # the writer's process goes on meanwhile
+            gallery.commit(table({"d": 5}), ["c"])
+            gallery.compact([fragment.id for fragment in gallery.fragments()])
+            gallery.take_over()  # versions before the newest barrier may go
+            gallery.clean_up(older_than_s=0, keep=1)
+            seen.append([one.name for one in snapshots.snapshots(gallery)])
+
+    made = export(mine, root / "backup", version=version, shared=True, report=busy)
+    gallery.clean_up(older_than_s=0, keep=1)
+
+    assert seen == [[]], "what is held is no snapshot"
+    assert (made.version, stored(load(other, root / "backup"))) == (version, {"b": 3, "c": 4})
+    with pytest.raises(HistoryGone):
+        gallery.checkout(version)
+
+
+def test_what_a_killed_export_held_is_forgotten_at_the_next_start(store: Store, gallery: GalleryStore) -> None:
+    version = gallery.version
+    held = gallery.history.held(version)
+    held.__enter__()  # and nobody leaves it
+    snapshots.create(gallery, "kept", version=version - 1)
+    gallery.commit(table({"d": 5}))
+    gallery.compact([fragment.id for fragment in gallery.fragments()])
+    gallery.take_over()
+    again = store.open("shapes")
+    again.clean_up(older_than_s=0, keep=1)
+    assert again.checkout(version).count_rows() == 2
+
+    again.history.drop_holds()
+    again.clean_up(older_than_s=0, keep=1)
+
+    with pytest.raises(HistoryGone):
+        again.checkout(version)
+    assert [one.name for one in snapshots.snapshots(again)] == ["kept"]
+
+
+def test_a_hold_that_is_gone_already_is_no_failure(gallery: GalleryStore) -> None:
+    with gallery.history.held(gallery.version):
+        gallery.history.drop_holds()
+
+
 def test_an_export_says_what_it_holds_and_is_plain_lance(gallery: GalleryStore, exported: Path) -> None:
     manifest = transfer.read_manifest(exported)
 

@@ -223,7 +223,7 @@ class GalleryServiceServicer(object):
         | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
         | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
+        | UNIMPLEMENTED | OBJECT_STORE: the store is no local folder | use a server over a folder |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,7 +241,7 @@ class GalleryServiceServicer(object):
         | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
         | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
+        | UNIMPLEMENTED | OBJECT_STORE: the store is no local folder | use a server over a folder |
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -110,7 +110,7 @@ class GalleryServiceStub:
     | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
     | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
+    | UNIMPLEMENTED | OBJECT_STORE: the store is no local folder | use a server over a folder |
     """
     ImportGallery: _grpc.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceImportGalleryRequest, _gallery_service_pb2.GalleryServiceImportGalleryResponse]
     """Makes a gallery of an exported folder below the server's export root, and serves it. Everything is checked before
@@ -124,7 +124,7 @@ class GalleryServiceStub:
     | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
     | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
+    | UNIMPLEMENTED | OBJECT_STORE: the store is no local folder | use a server over a folder |
     """
 
 @_typing.type_check_only
@@ -209,7 +209,7 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
     | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
+    | UNIMPLEMENTED | OBJECT_STORE: the store is no local folder | use a server over a folder |
     """
     ImportGallery: _aio.UnaryStreamMultiCallable[_gallery_service_pb2.GalleryServiceImportGalleryRequest, _gallery_service_pb2.GalleryServiceImportGalleryResponse]  # type: ignore[assignment]
     """Makes a gallery of an exported folder below the server's export root, and serves it. Everything is checked before
@@ -223,7 +223,7 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
     | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
     | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-    | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
+    | UNIMPLEMENTED | OBJECT_STORE: the store is no local folder | use a server over a folder |
     """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -371,7 +371,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         | ALREADY_EXISTS | EXPORT_EXISTS | choose another folder; nothing is ever overwritten |
         | FAILED_PRECONDITION | EXPORT_ROOT_UNSET: the server has none | start it with one |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
+        | UNIMPLEMENTED | OBJECT_STORE: the store is no local folder | use a server over a folder |
         """
 
     @_abc_1.abstractmethod
@@ -391,7 +391,7 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         | FAILED_PRECONDITION | NOT_AN_EXPORT, NEWER_FORMAT, EXPORT_ROOT_UNSET | see the message |
         | DATA_LOSS | EXPORT_DAMAGED: a file is not what was written | copy the export again |
         | RESOURCE_EXHAUSTED | DISK_FULL, or TRANSFERS_BUSY | make room; come back after the delay |
-        | UNIMPLEMENTED | CLUSTER: the server's galleries are in a cluster; OBJECT_STORE | use an embedded server over a folder |
+        | UNIMPLEMENTED | OBJECT_STORE: the store is no local folder | use a server over a folder |
         """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

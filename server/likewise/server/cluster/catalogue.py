@@ -1,17 +1,21 @@
 """The controller's hand on a store: its galleries and, on a local folder, its lock."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from likewise.server.errors import AlreadyExists, NotFound
-from likewise.server.snapshots import named, told
+from likewise.server.exports import Exports, told
+from likewise.server.snapshots import named
 from likewise.shards import audit, snapshots
+from likewise.shards.copying import Report
 from likewise.shards.lock import StoreLock, StoreLocked
 from likewise.shards.protocols import F32
 from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec
 from likewise.shards.store import GalleryExists, GalleryNotFound, Store, local_folder
+from likewise.v1 import gallery_service_pb2
 
 
 class StoreCatalogue:
@@ -20,18 +24,23 @@ class StoreCatalogue:
     Args:
         uri: The store.
         lock_wait_s: Longest wait for the lock.
+        export_root: Folder that exports lie in; None: nothing is exported or imported.
 
     Raises:
         StoreLocked: If another process has the store and keeps it.
     """
 
-    def __init__(self, uri: str, *, lock_wait_s: float) -> None:
+    def __init__(self, uri: str, *, lock_wait_s: float, export_root: Path | None = None) -> None:
+        self._exports = Exports(export_root, shared=True)
         folder = local_folder(uri)
         self._lock = None if folder is None else StoreLock(folder)
         if self._lock is not None:
             _acquire(self._lock, lock_wait_s)
         try:
             self._store = Store(uri)
+            if folder is not None:  # galleries are exported from folders only
+                for name in self._store.galleries():
+                    self._store.open(name).history.drop_holds()
         except BaseException:
             self.close()
             raise
@@ -102,6 +111,33 @@ class StoreCatalogue:
         source = self._store.open(gallery)
         with told(), snapshots.restored(self._store, source, snapshot, name, read_only=read_only) as staged:
             return self._store.publish(staged, name).spec
+
+    def exporting(self, gallery: str, snapshot: str, folder: str) -> Callable[[Report], gallery_service_pb2.Export]:
+        """See `Catalogue.exporting`.
+
+        Raises:
+            NotFound: If there is no such gallery.
+            InvalidRequest: If the folder is no name.
+            FailedPrecondition: If there is no export root.
+        """
+        try:
+            source = self._store.open(gallery)
+        except GalleryNotFound as error:
+            raise NotFound(str(error), reason="GALLERY_NOT_FOUND", metadata={"gallery": gallery}) from error
+        return self._exports.exporting(source, snapshot, folder)
+
+    def importing(self, folder: str, name: str, *, read_only: bool) -> Callable[[Report], GallerySpec]:
+        """See `Catalogue.importing`.
+
+        Raises:
+            InvalidRequest: If the folder is no name.
+            FailedPrecondition: If there is no export root.
+        """
+
+        def publish(staged: Path, chosen: str) -> GallerySpec:
+            return self._store.publish(staged, chosen).spec
+
+        return self._exports.importing(self._store, folder, name, read_only=read_only, publish=publish)
 
     def read_document(self, name: str) -> Any:
         """See `Catalogue.read_document`."""

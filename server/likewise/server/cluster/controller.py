@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from likewise.export.manifest import Manifest
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.server import read_only, reshape
+from likewise.server.cluster.cluster_transfers import ClusterTransfers, finished
 from likewise.server.cluster.encoder_fleet import EncoderFleet
 from likewise.server.cluster.generation import CatalogueTruth, Connect, connected
 from likewise.server.cluster.parts import EncoderPart, Part, Placement, ShardPart, WriterPart
@@ -56,6 +57,7 @@ class Controller:
     Attributes:
         board: The routing table.
         models: The encoders and their versions.
+        transfers: Exports and imports.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Controller:
             folders=folders,
             replicas=replicas,
         )
+        self.transfers = ClusterTransfers(catalogue, self._serve)
         self._galleries: dict[str, Placed] = {}
         self._changing = asyncio.Lock()
         self._follows: set[asyncio.Task[None]] = set()
@@ -219,6 +222,7 @@ class Controller:
 
     async def close(self, *, stop_parts: bool) -> None:
         """Stop looking after the parts; with `stop_parts`, end them as well."""
+        await self.transfers.close()
         await self.models.close()
         for placed in self._galleries.values():
             await placed.give_up()
@@ -253,9 +257,25 @@ class Controller:
     def _supervise(self, part: Part) -> Supervisor:
         return Supervisor(part, self._placement, self._changed)
 
+    async def _serve(self, spec: GallerySpec, *, read_only: bool) -> gallery_service_pb2.Gallery:
+        """See `cluster_transfers.Serve`."""
+        try:
+            await self._changing.acquire()
+        except asyncio.CancelledError:
+            await finished(functools.partial(self._catalogue.delete, spec.name))
+            raise
+        try:
+            return await self._bring_up(spec, read_only=read_only)
+        finally:
+            self._changing.release()
+
     async def _bring_up(self, spec: GallerySpec, *, read_only: bool) -> gallery_service_pb2.Gallery:
         """Place the parts of a gallery that was just made; it goes again if they do not come up."""
-        version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
+        try:
+            version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
+        except BaseException:
+            await finished(functools.partial(self._catalogue.delete, spec.name))
+            raise
         placed = self._galleries[spec.name] = self._place(spec, version)
         placed.read_only = read_only
         try:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import ray
@@ -38,6 +39,7 @@ class ControllerOptions:
         namespace: Ray namespace of all actors.
         lock_wait_s: Longest wait for a local store's lock, and for the port: the processes of a killed cluster take a
             moment to go.
+        export_root: Folder for exports and imports where the controller runs; None for neither.
     """
 
     host: HostOptions
@@ -46,6 +48,7 @@ class ControllerOptions:
     port: int = 0
     namespace: str = "likewise"
     lock_wait_s: float = 15.0
+    export_root: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,9 @@ class ControllerActor:
         repositories = await asyncio.to_thread(read_repositories, options.host.models)
         if self._catalogue is None:
             uri = options.host.store.uri
-            self._catalogue = await asyncio.to_thread(StoreCatalogue, uri, lock_wait_s=options.lock_wait_s)
+            self._catalogue = await asyncio.to_thread(
+                StoreCatalogue, uri, lock_wait_s=options.lock_wait_s, export_root=options.export_root
+            )
         placement = RayPlacement(options.host, options.resources, namespace=options.namespace)
         self._controller = Controller(
             self._catalogue,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from urllib.parse import unquote
 
 from likewise.internal.v1 import controller_service_pb2 as pb
@@ -10,7 +11,8 @@ from likewise.server.cluster.controller import Controller
 from likewise.server.cluster.model_messages import recorded_of, versions_of
 from likewise.server.cluster.status import status_of
 from likewise.server.remote.channels import Context
-from likewise.server.snapshot_messages import snapshot_message
+from likewise.server.snapshot_messages import progress_message, snapshot_message
+from likewise.server.transfers import Done
 from likewise.shards import spec as specs
 from likewise.v1 import gallery_service_pb2
 
@@ -73,6 +75,30 @@ class ControllerServicer(pb_grpc.ControllerServiceServicer):
             request.gallery, request.snapshot, request.name, read_only=request.read_only
         )
         return pb.RestoreSnapshotResponse(gallery=gallery)
+
+    async def ExportGallery(
+        self, request: pb.ExportGalleryRequest, context: Context
+    ) -> AsyncIterator[pb.ExportGalleryResponse]:
+        """See the proto."""
+        exporting = self._controller.transfers.export(request.gallery, request.snapshot, request.folder)
+        async with aclosing(exporting) as steps:
+            async for step in steps:
+                if isinstance(step, Done):
+                    yield pb.ExportGalleryResponse(progress=progress_message(step.progress), export=step.result)
+                else:
+                    yield pb.ExportGalleryResponse(progress=progress_message(step))
+
+    async def ImportGallery(
+        self, request: pb.ImportGalleryRequest, context: Context
+    ) -> AsyncIterator[pb.ImportGalleryResponse]:
+        """See the proto."""
+        importing = self._controller.transfers.load(request.folder, request.name, read_only=request.read_only)
+        async with aclosing(importing) as steps:
+            async for step in steps:
+                if isinstance(step, Done):
+                    yield pb.ImportGalleryResponse(progress=progress_message(step.progress), gallery=step.result)
+                else:
+                    yield pb.ImportGalleryResponse(progress=progress_message(step))
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """See the proto."""

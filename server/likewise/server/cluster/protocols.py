@@ -1,11 +1,13 @@
 """The seam between the controller and the store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from likewise.server.cluster.generation import Stored
+from likewise.shards.copying import Report
 from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec
+from likewise.v1 import gallery_service_pb2
 
 
 class Catalogue(Stored, Protocol):
@@ -45,6 +47,14 @@ class Catalogue(Stored, Protocol):
 
     def restore(self, gallery: str, snapshot: str, name: str, *, read_only: bool) -> GallerySpec:
         """Make a gallery of a snapshot, all of it or nothing, and return its description."""
+        ...
+
+    def exporting(self, gallery: str, snapshot: str, folder: str) -> Callable[[Report], gallery_service_pb2.Export]:
+        """The work of an export, see `Exports.exporting`."""
+        ...
+
+    def importing(self, folder: str, name: str, *, read_only: bool) -> Callable[[Report], GallerySpec]:
+        """The work of an import, see `Exports.importing`; the gallery is in the store when it ends."""
         ...
 
     def read_document(self, name: str) -> Any:

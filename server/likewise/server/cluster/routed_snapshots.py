@@ -1,19 +1,23 @@
-"""Snapshots of a cluster's galleries, as a router serves them: the controller, which has the store, makes them."""
+"""Snapshots, exports and imports of a cluster's galleries, as a router serves them.
+
+The controller, which has the store, makes them.
+"""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Protocol
 
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.server.cluster.follower import Follower
-from likewise.server.errors import Unavailable, Unimplemented
+from likewise.server.errors import Unavailable
 from likewise.server.protocols import GalleryHandle
-from likewise.server.snapshot_messages import snapshot_of
+from likewise.server.snapshot_messages import progress_of, snapshot_of
 from likewise.server.transfers import Done
 from likewise.shards import spec as specs
 from likewise.shards.copying import Progress
 from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec
-from likewise.shards.transfer import Manifest
+from likewise.v1 import gallery_service_pb2
 
 
 class Home(Protocol):
@@ -29,7 +33,7 @@ class Home(Protocol):
 
 
 class RoutedSnapshots:
-    """`snapshot_service.Snapshots` of a cluster; exports and imports are not among them."""
+    """`snapshot_service.Snapshots` of a cluster."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -61,18 +65,28 @@ class RoutedSnapshots:
         response = await controller.call(lambda stub: stub.RestoreSnapshot, request, unavailable=Unavailable)
         return await self._home.shown(response.gallery.gallery_id, specs.from_message(response.gallery))
 
-    def export(self, gallery: str, snapshot: str, folder: str) -> AsyncGenerator[Progress | Done[Manifest]]:
-        """Not in a cluster."""
-        raise _embedded_only()
+    async def export(
+        self, gallery: str, snapshot: str, folder: str
+    ) -> AsyncGenerator[Progress | Done[gallery_service_pb2.Export]]:
+        """See `snapshot_service.Snapshots.export`."""
+        request = pb.ExportGalleryRequest(gallery=gallery, snapshot=snapshot, folder=folder)
+        controller = self._home.controller().controller
+        answers = controller.stream(lambda stub: stub.ExportGallery, request, unavailable=Unavailable)
+        async with aclosing(answers):
+            async for answer in answers:
+                progress = progress_of(answer.progress)
+                yield Done(answer.export, progress) if answer.HasField("export") else progress
 
-    def load(self, folder: str, name: str, *, read_only: bool) -> AsyncGenerator[Progress | Done[GalleryHandle]]:
-        """Not in a cluster."""
-        raise _embedded_only()
-
-
-def _embedded_only() -> Unimplemented:
-    return Unimplemented(
-        "exports and imports of galleries in a cluster are not served by this release; stop it and serve the store "
-        "embedded, without --ray, for as long as that takes",
-        reason="CLUSTER",
-    )
+    async def load(self, folder: str, name: str, *, read_only: bool) -> AsyncGenerator[Progress | Done[GalleryHandle]]:
+        """See `snapshot_service.Snapshots.load`."""
+        request = pb.ImportGalleryRequest(folder=folder, name=name, read_only=read_only)
+        controller = self._home.controller().controller
+        answers = controller.stream(lambda stub: stub.ImportGallery, request, unavailable=Unavailable)
+        async with aclosing(answers):
+            async for answer in answers:
+                progress = progress_of(answer.progress)
+                if answer.HasField("gallery"):
+                    spec = specs.from_message(answer.gallery)
+                    yield Done(await self._home.shown(answer.gallery.gallery_id, spec), progress)
+                else:
+                    yield progress

@@ -86,6 +86,7 @@ def cluster_options(settings: Settings, address: str) -> ClusterOptions:
         ),
         encoder_replicas=settings.encoder_replicas,
         port=settings.controller_port,
+        export_root=None if settings.export_root is None else settings.export_root.resolve(),
     )
     return ClusterOptions(address=address, controller=controller)
 

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -145,7 +145,53 @@ class Route(Generic[StubT]):
                 _log.info("%s at %s has moved while a call ran", self.what, address)
             except aio.UsageError as error:  # the follower closed the channel between the pick and the call
                 _log.info("%s at %s has moved: %s", self.what, address, error)
-        raise unavailable(f"{self.what} is not up: it starts, restarts or is gone")
+        raise self._not_up(unavailable)
+
+    async def stream(
+        self,
+        method: Callable[[StubT], Callable[..., AsyncIterable[ReplyT]]],
+        request: Message,
+        *,
+        unavailable: type[Exception] = Unavailable,
+    ) -> AsyncGenerator[ReplyT]:
+        """Answers of one replica as they come, within the deadline of the current call.
+
+        Whoever closes the generator cancels the call. Unlike `call`, it never goes on to another replica: what was
+        begun may be half done.
+
+        Args:
+            method: Picks the stub's method, for example `lambda stub: stub.ExportGallery`.
+            request: What to send.
+            unavailable: Error to raise when the replica cannot be reached.
+
+        Raises:
+            Exception: Whatever the other side raised, see `statuses.from_rpc`.
+        """
+        stubs = self._stubs
+        if not stubs:
+            raise self._not_up(unavailable)
+        address, stub = stubs[next(self._turn) % len(stubs)]
+        answers: Any = None
+        try:
+            answers = method(stub)(request, timeout=deadlines.remaining_s())
+            async for answer in answers:
+                yield answer
+        except aio.AioRpcError as error:
+            failure = statuses.from_rpc(error, what=self.what, unavailable=unavailable)
+            raise failure from failure.__cause__ or error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()  # as in `call`
+            if task is None or task.cancelling():
+                raise
+            raise unavailable(f"{self.what} at {address} has moved while a call ran") from None
+        except aio.UsageError as error:
+            raise self._not_up(unavailable) from error
+        finally:
+            if answers is not None:
+                answers.cancel()
+
+    def _not_up(self, unavailable: type[Exception]) -> Exception:
+        return unavailable(f"{self.what} is not up: it starts, restarts or is gone")
 
 
 class Endpoint:

@@ -5,9 +5,10 @@ ErrorInfo.reason says which they were; the caller's side makes the same exceptio
 "internal error".
 """
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -161,6 +162,12 @@ class StatusInterceptor(aio.ServerInterceptor):
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
+        if handler is not None and handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                _guarded_stream(handler.unary_stream, handler_call_details.method),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
         return handler
 
 
@@ -169,15 +176,33 @@ def _guarded(behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any
         deadlines.set_deadline(context.time_remaining())
         try:
             return await behaviour(request, context)
-        except aio.AbortError:
-            raise
-        except (errors.ServiceError, protocols.ShardError) as error:
-            status = to_status(error)
         except Exception as error:
-            _log.exception("%s failed", method)
-            status = to_status(error)
-        code = next(code for code in StatusCode if code.value[0] == status.code)
-        await context.abort(code, status.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
-        raise AssertionError("abort raises. This is a bug.")
+            await _refuse(error, context, method)
 
     return answer
+
+
+def _guarded_stream(behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], Awaitable[None]]:
+    async def answer(request: Any, context: Any) -> None:
+        # A coroutine that writes rather than a generator that yields: gRPC leaves the generator of a cancelled call to
+        # the garbage collector.
+        deadlines.set_deadline(context.time_remaining())
+        try:
+            async with contextlib.aclosing(behaviour(request, context)) as answers:
+                async for message in answers:
+                    await context.write(message)
+        except Exception as error:
+            await _refuse(error, context, method)
+
+    return answer
+
+
+async def _refuse(error: Exception, context: Any, method: str) -> NoReturn:
+    if isinstance(error, aio.AbortError):
+        raise error
+    if not isinstance(error, errors.ServiceError | protocols.ShardError):
+        _log.error("%s failed", method, exc_info=error)
+    status = to_status(error)
+    code = next(code for code in StatusCode if code.value[0] == status.code)
+    await context.abort(code, status.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
+    raise AssertionError("abort raises. This is a bug.")

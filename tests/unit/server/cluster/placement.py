@@ -1,7 +1,7 @@
 """A cluster in memory: parts that come and go when told to, and a store's catalogue."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,10 +13,11 @@ from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.server.cluster.model_messages import described, model_route
 from likewise.server.cluster.parts import EncoderPart, Part, PlacedPart, Serving
 from likewise.server.errors import AlreadyExists
+from likewise.shards.copying import Report
 from likewise.shards.protocols import F32, ShardSearch
 from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec, SpaceSpec
-from likewise.v1 import model_service_pb2
+from likewise.v1 import gallery_service_pb2, model_service_pb2
 
 SPEC = GallerySpec(name="shoes", gallery_id="", spaces=(SpaceSpec("default", 4, "vectors:4"),), shards=2)
 
@@ -182,6 +183,12 @@ class FakeCatalogue:
 
     def restore(self, gallery: str, snapshot: str, name: str, *, read_only: bool) -> GallerySpec:
         raise NotImplementedError("snapshots are made of a store")
+
+    def exporting(self, gallery: str, snapshot: str, folder: str) -> Callable[[Report], gallery_service_pb2.Export]:
+        raise NotImplementedError("exports are made of a store")
+
+    def importing(self, folder: str, name: str, *, read_only: bool) -> Callable[[Report], GallerySpec]:
+        raise NotImplementedError("imports are put into a store")
 
     def rows(self, name: str, version: int, shard: int, shards: int) -> int:
         return 1

@@ -574,6 +574,116 @@ class RestoreSnapshotResponse(_message.Message):
 Global___RestoreSnapshotResponse: _TypeAlias = RestoreSnapshotResponse  # noqa: Y015
 
 @_typing.final
+class ExportGalleryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    snapshot: _builtins.str
+    """Empty: the newest version."""
+    folder: _builtins.str
+    """Its name below the export root."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+        folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "gallery", b"gallery", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportGalleryRequest: _TypeAlias = ExportGalleryRequest  # noqa: Y015
+
+@_typing.final
+class ExportGalleryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> _gallery_service_pb2.TransferProgress:
+        """In every message."""
+
+    @_builtins.property
+    def export(self) -> _gallery_service_pb2.Export:
+        """In the last one only."""
+
+    def __init__(
+        self,
+        *,
+        progress: _gallery_service_pb2.TransferProgress | None = ...,
+        export: _gallery_service_pb2.Export | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportGalleryResponse: _TypeAlias = ExportGalleryResponse  # noqa: Y015
+
+@_typing.final
+class ImportGalleryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """Its name below the export root."""
+    name: _builtins.str
+    """Of the gallery to be; empty: that of the exported one."""
+    read_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+        name: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "name", b"name", "read_only", b"read_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportGalleryRequest: _TypeAlias = ImportGalleryRequest  # noqa: Y015
+
+@_typing.final
+class ImportGalleryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    GALLERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> _gallery_service_pb2.TransferProgress:
+        """In every message."""
+
+    @_builtins.property
+    def gallery(self) -> _gallery_service_pb2.Gallery:
+        """In the last one only."""
+
+    def __init__(
+        self,
+        *,
+        progress: _gallery_service_pb2.TransferProgress | None = ...,
+        gallery: _gallery_service_pb2.Gallery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportGalleryResponse: _TypeAlias = ImportGalleryResponse  # noqa: Y015
+
+@_typing.final
 class LoadModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -75,6 +75,16 @@ class ControllerServiceStub(object):
                 request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotRequest.SerializeToString,
                 response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotResponse.FromString,
                 _registered_method=True)
+        self.ExportGallery = channel.unary_stream(
+                '/likewise.internal.v1.ControllerService/ExportGallery',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ExportGalleryRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ExportGalleryResponse.FromString,
+                _registered_method=True)
+        self.ImportGallery = channel.unary_stream(
+                '/likewise.internal.v1.ControllerService/ImportGallery',
+                request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ImportGalleryRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ImportGalleryResponse.FromString,
+                _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/likewise.internal.v1.ControllerService/LoadModel',
                 request_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.LoadModelRequest.SerializeToString,
@@ -157,6 +167,20 @@ class ControllerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportGallery(self, request, context):
+        """Writes a gallery to a folder of the controller's export root; the last message says that it is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportGallery(self, request, context):
+        """Makes a gallery of such a folder and places its parts; the last message comes when they are ready.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadModel(self, request, context):
         """Opens a version on every encoder of its family and answers when all have it, or one cannot.
         """
@@ -227,6 +251,16 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.RestoreSnapshot,
                     request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotRequest.FromString,
                     response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotResponse.SerializeToString,
+            ),
+            'ExportGallery': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportGallery,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ExportGalleryRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ExportGalleryResponse.SerializeToString,
+            ),
+            'ImportGallery': grpc.unary_stream_rpc_method_handler(
+                    servicer.ImportGallery,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ImportGalleryRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_controller__service__pb2.ImportGalleryResponse.SerializeToString,
             ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
@@ -466,6 +500,60 @@ class ControllerService(object):
             '/likewise.internal.v1.ControllerService/RestoreSnapshot',
             likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotRequest.SerializeToString,
             likewise_dot_internal_dot_v1_dot_controller__service__pb2.RestoreSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/ExportGallery',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.ExportGalleryRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.ExportGalleryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/likewise.internal.v1.ControllerService/ImportGallery',
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.ImportGalleryRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_controller__service__pb2.ImportGalleryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class ControllerServiceStub:
     """Forgets a snapshot."""
     RestoreSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.RestoreSnapshotRequest, _controller_service_pb2.RestoreSnapshotResponse]
     """Makes a gallery of a snapshot, places its parts and answers when they are ready."""
+    ExportGallery: _grpc.UnaryStreamMultiCallable[_controller_service_pb2.ExportGalleryRequest, _controller_service_pb2.ExportGalleryResponse]
+    """Writes a gallery to a folder of the controller's export root; the last message says that it is there."""
+    ImportGallery: _grpc.UnaryStreamMultiCallable[_controller_service_pb2.ImportGalleryRequest, _controller_service_pb2.ImportGalleryResponse]
+    """Makes a gallery of such a folder and places its parts; the last message comes when they are ready."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]
     """Opens a version on every encoder of its family and answers when all have it, or one cannot."""
     SwitchModels: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.SwitchModelsRequest, _controller_service_pb2.SwitchModelsResponse]
@@ -79,6 +83,10 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """Forgets a snapshot."""
     RestoreSnapshot: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.RestoreSnapshotRequest, _controller_service_pb2.RestoreSnapshotResponse]  # type: ignore[assignment]
     """Makes a gallery of a snapshot, places its parts and answers when they are ready."""
+    ExportGallery: _aio.UnaryStreamMultiCallable[_controller_service_pb2.ExportGalleryRequest, _controller_service_pb2.ExportGalleryResponse]  # type: ignore[assignment]
+    """Writes a gallery to a folder of the controller's export root; the last message says that it is there."""
+    ImportGallery: _aio.UnaryStreamMultiCallable[_controller_service_pb2.ImportGalleryRequest, _controller_service_pb2.ImportGalleryResponse]  # type: ignore[assignment]
+    """Makes a gallery of such a folder and places its parts; the last message comes when they are ready."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Opens a version on every encoder of its family and answers when all have it, or one cannot."""
     SwitchModels: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.SwitchModelsRequest, _controller_service_pb2.SwitchModelsResponse]  # type: ignore[assignment]
@@ -154,6 +162,22 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.RestoreSnapshotResponse, _abc.Awaitable[_controller_service_pb2.RestoreSnapshotResponse]]:
         """Makes a gallery of a snapshot, places its parts and answers when they are ready."""
+
+    @_abc_1.abstractmethod
+    def ExportGallery(
+        self,
+        request: _controller_service_pb2.ExportGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_service_pb2.ExportGalleryResponse], _abc.AsyncIterator[_controller_service_pb2.ExportGalleryResponse]]:
+        """Writes a gallery to a folder of the controller's export root; the last message says that it is there."""
+
+    @_abc_1.abstractmethod
+    def ImportGallery(
+        self,
+        request: _controller_service_pb2.ImportGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_service_pb2.ImportGalleryResponse], _abc.AsyncIterator[_controller_service_pb2.ImportGalleryResponse]]:
+        """Makes a gallery of such a folder and places its parts; the last message comes when they are ready."""
 
     @_abc_1.abstractmethod
     def LoadModel(
