@@ -162,19 +162,24 @@ def from_json(text: str) -> GallerySpec:
     """Read a stored description.
 
     Raises:
-        SpecError: If it was written by a newer release.
+        SpecError: If it was written by a newer release, or is not what any release writes.
     """
-    fields: dict[str, Any] = json.loads(text)
-    if (written := fields.pop("format")) > FORMAT:
-        raise SpecError("format", f"the store has format {written}, this release reads up to {FORMAT}: upgrade")
-    return GallerySpec(
-        **{
-            **fields,
-            "spaces": tuple(SpaceSpec(**space) for space in fields["spaces"]),
-            "attributes": tuple(AttributeSpec(**attribute) for attribute in fields["attributes"]),
-            "index": IndexSpec(**fields["index"]),
-        }
-    )
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        if (written := fields.pop("format")) > FORMAT:
+            raise SpecError("format", f"the store has format {written}, this release reads up to {FORMAT}: upgrade")
+        return GallerySpec(
+            **{
+                **fields,
+                "spaces": tuple(SpaceSpec(**space) for space in fields["spaces"]),
+                "attributes": tuple(AttributeSpec(**attribute) for attribute in fields["attributes"]),
+                "index": IndexSpec(**fields["index"]),
+            }
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError("format", f"the stored description of a gallery is damaged: {error}") from error
 
 
 def to_message(spec: GallerySpec, *, version: int) -> gallery_service_pb2.Gallery:

@@ -19,7 +19,7 @@ from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.layout import partition_delta, shard_hashes
 from likewise.shards.partition import Partition
 from likewise.shards.protocols import Delta, HistoryGone, StoreFailure
-from likewise.shards.spec import FORMAT, AttributeSpec, SpecError
+from likewise.shards.spec import FORMAT, AttributeSpec, SpecError, from_json, to_json
 from likewise.shards.spec_change import SpecChange
 from likewise.shards.store import GalleryExists, GalleryNotFound, NewerFormat, Store, local_folder
 from likewise.v1 import common_pb2 as pb
@@ -71,6 +71,20 @@ def test_a_gallery_of_a_newer_format_is_refused(gallery: GalleryStore, tmp_path:
 
     with pytest.raises(SpecError, match="format 9"):
         Store(str(tmp_path / "store")).open("shapes")
+
+
+def test_a_description_with_a_flipped_bit_is_read_or_refused_as_one() -> None:
+    whole = to_json(SPEC).encode()
+    refused = 0
+    for flip in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[flip // 8] ^= 1 << flip % 8
+        try:
+            from_json(damaged.decode(errors="replace"))
+        except SpecError:
+            refused += 1
+
+    assert refused > len(whole)
 
 
 def test_galleries_are_listed_made_once_and_deleted_for_good(tmp_path: Path) -> None:
