@@ -16,6 +16,9 @@ from likewise.client import Gallery, LikewiseError
 BULK: Final = 1_000
 """Rows of one write when the gallery is filled."""
 
+MIN_RECALL: Final = 0.5
+"""Of a new index over random vectors, whose neighbours are hard to find: 0.888 was seen of IVF, 0.9 is the default."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -156,7 +159,7 @@ class Lane:
         while True:
             generation = self._adopt()
             try:
-                info = self._gallery.update(index=index, shards=shards)
+                info = self._gallery.update(index=index, shards=shards, min_recall=MIN_RECALL)
             except LikewiseError:
                 if not self._keeper.is_over(generation):
                     raise
