@@ -97,8 +97,10 @@ def run(
         "log_level": log_level.upper() if log_level else None,
         "controller_port": controller_port,
     }
-    _check_role(role, controller=controller, ray=ray, share_port=share_port)
+    _check_role(role, controller=controller, ray=ray)
     settings = _settings({name: value for name, value in given.items() if value is not None})
+    if settings.share_port and role is not Role.ROUTER:  # asked for by the variable too
+        _fail("--share-port needs --role router: a store is served by one process", WRONG_OPTIONS)
     bound_allocator()
     access_log.configure(format=settings.log_format, level=settings.log_level)
     for name in unknown_variables(os.environ):
@@ -123,14 +125,12 @@ async def _serve_router(settings: Settings, controller: str) -> None:
     await serve(router(settings, controller), note=f", controller {controller}")
 
 
-def _check_role(role: Role, *, controller: str | None, ray: str | None, share_port: bool) -> None:
+def _check_role(role: Role, *, controller: str | None, ray: str | None) -> None:
     if (role is Role.ROUTER) != (controller is not None):
         missing = (
             "--role router needs --controller HOST:PORT" if controller is None else "--controller needs --role router"
         )
         _fail(missing, WRONG_OPTIONS)
-    if share_port and role is not Role.ROUTER:
-        _fail("--share-port needs --role router: a store is served by one process", WRONG_OPTIONS)
     if controller is not None and ray is not None:
         _fail("--ray starts or joins a cluster, --role router only follows its controller: give one", WRONG_OPTIONS)
     if controller is not None and not controller.rpartition(":")[2].isdecimal():
