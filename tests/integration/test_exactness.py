@@ -1,6 +1,7 @@
 """What is found is what a perfect search would find, however the gallery is cut and filtered."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,26 @@ def test_flat_search_equals_the_oracle(client: Client, filled: dict[str, str], d
         np.testing.assert_allclose(hits.scores, scores, atol=1e-5)
         assert hits.coverage.fraction == 1.0
         assert hits.coverage.items_searched == len(data.vectors)
+
+
+@pytest.mark.slow
+def test_many_callers_at_once_get_each_their_own_answer(
+    server: ServerProcess, filled: dict[str, str], data: Clustered, buckets: npt.NDArray[np.int64]
+) -> None:
+    """Searches that the server puts together are those of different callers, in 16 threads of 4 forms here."""
+    half = buckets < BUCKETS // 2
+
+    def ask(number: int) -> None:
+        query, k, filtered = data.queries[number % QUERIES], (3, K)[number % 2], number % 4 >= 2
+        hits = gallery.search(vector=query, k=k, where=F.bucket < BUCKETS // 2 if filtered else None)
+        rows, scores = exact(data.vectors, query, k, allowed=half if filtered else None)
+        assert hits.ids == _ids(rows)
+        np.testing.assert_allclose(hits.scores, scores, atol=1e-5)
+
+    with Client(server.address) as client, ThreadPoolExecutor(16) as callers:
+        gallery = client.gallery(filled["flat"])
+        for _ in callers.map(ask, range(8 * QUERIES)):
+            pass
 
 
 @pytest.mark.slow

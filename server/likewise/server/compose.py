@@ -11,8 +11,7 @@ condition i, weights w_i and signs s_i (-1 for a negative condition):
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +27,8 @@ _CANCELLED: Final = 1e-6
 """Below this share of the summands' length a sum is rounding, not a direction: float32 embeddings carry 7 digits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Composed:
-    """A query vector and how it came about.
+class Composed(NamedTuple):
+    """A query vector and how it came about; a named tuple for the reason that `Prepared` is one.
 
     Attributes:
         vector: (dim,) float32, unit length.
@@ -107,7 +105,22 @@ async def compose_query(
         code="REFERENCE_OF_OLDER_SPACE",
         message=f"the {reference.kind} was made by older models than the composer, which took it as compatible",
     )
-    return replace(composed, warnings=(*composed.warnings, warning))
+    return composed._replace(warnings=(*composed.warnings, warning))
+
+
+def as_given(unit: F32) -> Composed:
+    """The query that is a vector of the caller's own, (dim,) and of length 1: nothing is to be encoded."""
+    return Composed(
+        vector=unit,
+        composition=VectorReference.kind,
+        models=(),
+        decode_us=0,
+        encode_us=0,
+        compose_us=0,
+        warnings=(),
+        reference=unit,
+        conditions=no_rows(len(unit)),
+    )
 
 
 async def _compose(
@@ -116,17 +129,7 @@ async def _compose(
     if reference is not None and conditions:
         return await _composed(family, dim, reference, conditions)
     if isinstance(reference, VectorReference) and reference.unit is not None:
-        return Composed(
-            vector=reference.unit,
-            composition=reference.kind,
-            models=(),
-            decode_us=0,
-            encode_us=0,
-            compose_us=0,
-            warnings=(),
-            reference=reference.unit,
-            conditions=no_rows(dim),
-        )
+        return as_given(reference.unit)
     encoding = await encode_query(family, dim, reference, [condition.text for condition in conditions])
     start = time.perf_counter()
     if reference is not None:
@@ -191,8 +194,7 @@ def _leading(composed: Composed, leading: int, family: Family) -> Composed:
                 "gallery has no others",
                 reason="ZERO_VECTOR",
             )
-    return replace(
-        composed,
+    return composed._replace(
         vector=unit(composed.vector[:leading]),
         composition=f"{composed.composition}, by the first {leading} of {family.dim} numbers",
         reference=unit(composed.reference[:leading]) if composed.reference is not None else None,

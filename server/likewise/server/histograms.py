@@ -32,9 +32,12 @@ class Series:
         self._pending: deque[float] = deque()
         self._lock = threading.Lock()
 
-    def observe(self, value: float) -> None:
-        """Note a number."""
-        self._pending.append(value)
+    def observe(self, value: float, times: int = 1) -> None:
+        """Note a number, so many times."""
+        if times == 1:
+            self._pending.append(value)
+        else:
+            self._pending.extend([value] * times)
         if len(self._pending) >= _MOST_PENDING:
             self._count()
 
@@ -80,9 +83,9 @@ class Histogram:
         # setdefault, so that two threads that come first get the same one.
         return self._series.setdefault(value, Series(self._buckets)) if series is None else series
 
-    def observe(self, value: float) -> None:
-        """Note a number of a histogram without a label."""
-        self._series[""].observe(value)
+    def observe(self, value: float, times: int = 1) -> None:
+        """Note a number of a histogram without a label, so many times."""
+        self._series[""].observe(value, times)
 
     def describe(self) -> Iterable[Metric]:
         """The family without numbers: the registry looks for names that are taken."""

@@ -5,14 +5,15 @@ global, so that two servers in one process (tests) do not share counters.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from likewise.server.batcher import BatchReport
-from likewise.server.histograms import Histogram
+from likewise.server.counters import Counter
+from likewise.server.histograms import Histogram, Series
 from likewise.v1 import gallery_service_pb2, model_service_pb2, search_service_pb2
 
 # 100 µs to 30 s: a cached vector search on loopback takes a few hundred µs, a cold batch of images seconds.
@@ -20,15 +21,13 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384, 65536)
 _SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 _SELECTIVITY = (0.0, 0.0001, 0.001, 0.01, 0.03, 0.1, 0.33, 0.5, 1.0)
-# A stage of a search and the beginning of its field in `Timing`.
-_STAGES = (
-    ("decode", "decode"),
-    ("encode", "encode"),
-    ("compose", "compose"),
-    ("fan_out", "fan_out"),
-    ("shard", "shard_max"),
-    ("shard_queue", "shard_queue_max"),
-    ("merge", "merge"),
+# A stage of a search and its field in `Timing`: those of a search itself, and those of all that are answered together.
+_OWN_STAGES = (("decode", "decode_us"), ("encode", "encode_us"), ("compose", "compose_us"), ("gather", "gather_us"))
+_SHARED_STAGES = (
+    ("fan_out", "fan_out_us"),
+    ("shard", "shard_max_us"),
+    ("shard_queue", "shard_queue_max_us"),
+    ("merge", "merge_us"),
 )
 
 GalleryStats = gallery_service_pb2.GalleryServiceStatsResponse
@@ -55,7 +54,7 @@ class Metrics:
         self.rpc_in_flight = Gauge("likewise_rpc_in_flight", "Calls in progress.", ["method"], registry=registry)
         self.stage_duration = Histogram(
             "likewise_stage_duration_seconds",
-            "Time of one stage of a search: decode, encode, compose, fan_out, shard, shard_queue, merge.",
+            "Time of one stage of a search: decode, encode, compose, gather, fan_out, shard, shard_queue, merge.",
             "stage",
             buckets=_SECONDS,
             registry=registry,
@@ -109,31 +108,41 @@ class Metrics:
         self.written = Counter("likewise_items_written", "Items acknowledged.", ["operation"], registry=registry)
         self.info = Gauge("likewise_info", "Always 1.", ["version"], registry=registry)
         self.info.labels(version).set(1)
-        self._stages = tuple((self.stage_duration.labels(stage), f"{field}_us") for stage, field in _STAGES)
+        self._own_stages = tuple((self.stage_duration.labels(stage), field) for stage, field in _OWN_STAGES)
+        self._shared_stages = tuple((self.stage_duration.labels(stage), field) for stage, field in _SHARED_STAGES)
         self._plans = {kind: self.plan.labels(plan_name(kind)) for kind in search_service_pb2.PlanKind.values()}
         self._shard_ok = self.shard_requests.labels("OK")
+        self._parts: dict[str, tuple[Series, Gauge]] = {}
 
-    def search(self, response: search_service_pb2.SearchResponse) -> None:
-        """Count one finished search by what its answer says."""
-        timing = response.timing
-        for series, field in self._stages:
-            if microseconds := getattr(timing, field):
-                series.observe(microseconds / 1e6)
-        for shard in response.plan.shards:
-            (self._plans.get(shard.kind) or self.plan.labels("unknown")).inc()
+    def searches(self, responses: Sequence[search_service_pb2.SearchResponse]) -> None:
+        """Count searches that were answered together, at least one, by what their answers say."""
+        count, shared = len(responses), responses[0]
+        for response in responses:
+            for series, field in self._own_stages:
+                if microseconds := getattr(response.timing, field):
+                    series.observe(microseconds / 1e6)
+        for series, field in self._shared_stages:
+            if microseconds := getattr(shared.timing, field):
+                series.observe(microseconds / 1e6, count)
+        for shard in shared.plan.shards:
+            (self._plans.get(shard.kind) or self.plan.labels("unknown")).inc(count)
             if shard.fallback:
-                self.plan_fallback.inc()
-        coverage = response.coverage
-        self.coverage.observe(coverage.fraction)
-        self._shard_ok.inc(coverage.shards_ok)
+                self.plan_fallback.inc(count)
+        coverage = shared.coverage
+        self.coverage.observe(coverage.fraction, count)
+        self._shard_ok.inc(coverage.shards_ok * count)
         for degradation in coverage.degradations:
-            self.degraded.labels(degradation.reason).inc()
-            self.shard_requests.labels(degradation.reason).inc(len(degradation.shards))
+            self.degraded.labels(degradation.reason).inc(count)
+            self.shard_requests.labels(degradation.reason).inc(len(degradation.shards) * count)
 
     def batch(self, part: str, size: int, waiting: int) -> None:
         """Note a batch that `part` ("shard" or a model's name/version) runs, and the rows left waiting for it."""
-        self.batch_size.labels(part).observe(size)
-        self.queue_depth.labels(part).set(waiting)
+        noted = self._parts.get(part)
+        if noted is None:
+            noted = self._parts[part] = self.batch_size.labels(part), self.queue_depth.labels(part)
+        sizes, depth = noted
+        sizes.observe(size)
+        depth.set(waiting)
 
     def model_batch(self, report: BatchReport) -> None:
         """Note a batch that a model ran: its size, its time, and how long each of its rows had waited."""

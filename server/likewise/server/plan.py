@@ -1,6 +1,5 @@
 """How an answer was found, in one line for people."""
 
-import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -25,18 +24,6 @@ def summary(shards: Sequence[pb.ShardPlan], *, filtered: bool) -> str:
         shards: Plans of the shards that answered.
         filtered: Whether the search had a filter.
     """
-    if len(shards) == 1:
-        # Many searches share a plan, and the words take longer to put together than to look up.
-        return _summary_of_one(shards[0].SerializeToString(), filtered=filtered)
-    return _summary(shards, filtered=filtered)
-
-
-@functools.lru_cache(maxsize=256)
-def _summary_of_one(shard: bytes, *, filtered: bool) -> str:
-    return _summary([pb.ShardPlan.FromString(shard)], filtered=filtered)
-
-
-def _summary(shards: Sequence[pb.ShardPlan], *, filtered: bool) -> str:
     kinds = Counter(_WORDS.get(shard.kind, "unknown") for shard in shards)
     if len(kinds) > 1:
         # Empty shards beside others say nothing about how the answer was found.

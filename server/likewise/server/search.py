@@ -1,32 +1,33 @@
 """The search pipeline: resolve → compose → fan out → merge → cut → reply.
 
 A search is prepared (everything up to its query vector) and then answered. Prepared searches that share gallery,
-options and policy are answered by one call to each shard, so that a batch costs one scan instead of many.
+options and policy are answered by one call to each shard, so that a batch costs one scan instead of many; searches of
+many callers are put together for that (`search_groups`).
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
-from likewise.server import access_log, answer, content, plan, spaces, validate
-from likewise.server.compose import Composed, compose_query
+from likewise.server import access_log, answer, content, spaces, validate
+from likewise.server.compose import Composed, as_given, compose_query
 from likewise.server.errors import NotFound, ServiceError
-from likewise.server.fan_out import FanOut, LiveCounts, fan_out
+from likewise.server.fan_out import LiveCounts, fan_out
 from likewise.server.metrics import Metrics
+from likewise.server.prepared import Prepared
 from likewise.server.protocols import Galleries, GalleryHandle, Models
-from likewise.server.query import ImageReference, ReferenceInput, StoredReference
+from likewise.server.query import ImageReference, ReferenceInput, StoredReference, VectorReference
 from likewise.server.recent_queries import LiveQuery, RecentQueries
-from likewise.server.search_forms import Form, Forms
-from likewise.server.validate_search import ItemReference, Partial, Question, question
+from likewise.server.respond import respond
+from likewise.server.search_forms import Forms
+from likewise.server.search_groups import SearchGroups
+from likewise.server.validate_search import ItemReference, Question, question
 from likewise.server.version_tokens import VersionTokens
-from likewise.shards.protocols import SearchOptions, ShardHits
 from likewise.shards.spec import GallerySpec, SpaceSpec, shard_hash
-from likewise.v1 import common_pb2
 from likewise.v1 import search_service_pb2 as pb
 
 T = TypeVar("T")
@@ -38,36 +39,7 @@ _OFF_LOOP_BYTES: Final = 1 << 18
 """Image size from which its digest leaves the event loop: SHA-256 takes about a millisecond for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """One search up to its query vector.
-
-    Attributes:
-        handle: The gallery.
-        form: What was asked for besides the query vector.
-        space: The space searched.
-        composed: The query vector.
-        options: What the shards are told.
-        request_id: To echo.
-        started: `time.perf_counter()` when it came.
-    """
-
-    handle: GalleryHandle
-    form: Form
-    space: SpaceSpec
-    composed: Composed
-    options: SearchOptions
-    request_id: str
-    started: float
-
-    @property
-    def key(self) -> tuple[str, SearchOptions, Partial]:
-        """Searches with equal keys can be answered together."""
-        return self.handle.spec.gallery_id, self.options, self.form.partial
-
-
-@dataclass(frozen=True, slots=True)
-class _Resolved:
+class _Resolved(NamedTuple):
     """A reference looked up: what the query is composed from, and what the answer leaves out."""
 
     reference: ReferenceInput | None
@@ -105,11 +77,12 @@ class Searcher:
         self._tokens = tokens or VersionTokens()
         self._live = LiveCounts()
         self._forms = Forms()
+        self._groups = SearchGroups(self.answer)
 
     async def search(self, request: pb.SearchRequest) -> pb.SearchResponse:
         """Answer one search."""
         prepared = await self.prepare(request)
-        response = (await self.answer([prepared]))[0]
+        response = await self._groups.answer(prepared)
         record = access_log.current()
         record.hits = len(response.hits.ids)
         record.plan = response.plan.summary
@@ -132,12 +105,12 @@ class Searcher:
         if not form.include_reference and isinstance(resolved.reference, ImageReference):
             data = resolved.reference.data
             digest = await self._run(len(data) >= _OFF_LOOP_BYTES, lambda: content.of_bytes(data))
-            resolved = replace(resolved, excluded_content=digest)
+            resolved = resolved._replace(excluded_content=digest)
         options = form.options(asked.space.name)
         if version:
-            options = replace(options, min_version=version)
+            options = options._replace(min_version=version)
         if not form.include_reference and (resolved.excluded_ids or resolved.excluded_content is not None):
-            options = replace(options, excluded_ids=resolved.excluded_ids, excluded_content=resolved.excluded_content)
+            options = options._replace(excluded_ids=resolved.excluded_ids, excluded_content=resolved.excluded_content)
         return Prepared(
             handle=handle,
             form=form,
@@ -146,19 +119,28 @@ class Searcher:
             options=options,
             request_id=request_id,
             started=started,
+            ready=time.perf_counter(),
         )
 
-    async def answer(self, searches: Sequence[Prepared]) -> list[pb.SearchResponse]:
-        """Answer searches that have the same `key` with one call to each shard."""
-        first = searches[0]
+    async def answer(
+        self, searches: Sequence[Prepared], searched: Callable[[], None] = lambda: None
+    ) -> list[pb.SearchResponse]:
+        """Answer searches that have the same `key` with one call to each shard.
+
+        Args:
+            searches: At least one.
+            searched: Called when the shards have done their part, before the answer is put together.
+        """
+        first, asked = searches[0], time.perf_counter()
         alone = len(searches) == 1
         queries = first.composed.vector[np.newaxis] if alone else np.stack([s.composed.vector for s in searches])
         try:
             found = await fan_out(first.handle, queries, first.options, partial=first.form.partial, live=self._live)
         except ServiceError as error:
             if "shard" in error.metadata:
-                self._metrics.shard_requests.labels(error.reason).inc()
+                self._metrics.shard_requests.labels(error.reason).inc(len(searches))
             raise
+        searched()
         cells = len(searches) * first.options.k * (1 + len(first.options.attributes) + first.options.vectors)
         started = time.perf_counter()
         hits = await self._run(
@@ -172,17 +154,11 @@ class Searcher:
             ),
         )
         merge_us = round((time.perf_counter() - started) * 1e6)
-        shards = [found.answers[number].plan for number in sorted(found.answers)]
-        told = plan.summary(shards, filtered=bool(first.options.filter))
-        responses = [
-            _response(search, found, shards, told, merged, merge_us)
-            for search, merged in zip(searches, hits, strict=True)
-        ]
-        for response in responses:
-            self._metrics.search(response)
+        responses = respond(searches, found, hits, merge_us, asked)
+        self._metrics.searches(responses)
         if first.options.filter and (live := found.coverage.items_searched):
-            allowed = sum(shard.allowed for shard in shards)
-            self._metrics.filter_selectivity.observe(allowed / live)
+            allowed = sum(shard.plan.allowed for shard in found.answers.values())
+            self._metrics.filter_selectivity.observe(allowed / live, len(searches))
         return responses
 
     async def compose(self, request: pb.ComposeRequest) -> pb.ComposeResponse:
@@ -204,11 +180,9 @@ class Searcher:
         )
 
     async def _resolve(self, asked: Question, handle: GalleryHandle, *, min_version: int) -> _Resolved:
-        match asked.reference:
-            case ItemReference(item):
-                return await self._stored(item, asked.space, handle, min_version=min_version)
-            case reference:
-                return _Resolved(reference)
+        if isinstance(asked.reference, ItemReference):
+            return await self._stored(asked.reference.id, asked.space, handle, min_version=min_version)
+        return _Resolved(asked.reference)
 
     async def _stored(self, item: str, space: SpaceSpec, handle: GalleryHandle, *, min_version: int) -> _Resolved:
         shard = handle.shards[shard_hash(item) % len(handle.shards)]
@@ -226,6 +200,8 @@ class Searcher:
     async def _compose(self, asked: Question, reference: ReferenceInput | None, spec: GallerySpec) -> Composed:
         """The query vector, by the models of one moment: whatever is promoted meanwhile, this query ends with them."""
         fitting = spaces.fit(self._models, asked.space, spec)
+        if isinstance(reference, VectorReference) and reference.unit is not None and not asked.conditions:
+            return as_given(reference.unit)
         if fitting is None:
             return await compose_query(None, asked.space.dim, reference=reference, conditions=asked.conditions)
         with fitting.family.lease():
@@ -244,56 +220,5 @@ class Searcher:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work) if large else work()
 
 
-def _response(
-    search: Prepared, found: FanOut, shards: Sequence[pb.ShardPlan], told: str, hits: pb.Hits, merge_us: int
-) -> pb.SearchResponse:
-    answers, composed, looking = found.answers.values(), search.composed, search.form.looking
-    warnings = [
-        *composed.warnings,
-        *_excluded(search, found.answers),
-        *plan.unused(
-            shards,
-            ef=looking.ef is not None,
-            nprobe=looking.nprobe is not None,
-            over_fetch=looking.over_fetch is not None,
-        ),
-    ]
-    return pb.SearchResponse(
-        hits=hits,
-        coverage=found.coverage,
-        timing=pb.Timing(
-            decode_us=composed.decode_us,
-            encode_us=composed.encode_us,
-            compose_us=composed.compose_us,
-            fan_out_us=found.elapsed_us,
-            shard_max_us=max([shard.search_us for shard in answers]),
-            shard_queue_max_us=max([shard.queue_us for shard in answers]),
-            merge_us=merge_us,
-            total_us=round((time.perf_counter() - search.started) * 1e6),
-        ),
-        plan=pb.Plan(summary=told, shards=shards, composition=composed.composition),
-        models=composed.models,
-        version=min([shard.version for shard in answers]),
-        warnings=warnings,
-        request_id=search.request_id,
-    )
-
-
 def _timing(composed: Composed) -> pb.Timing:
     return pb.Timing(decode_us=composed.decode_us, encode_us=composed.encode_us, compose_us=composed.compose_us)
-
-
-def _excluded(search: Prepared, answers: Mapping[int, ShardHits]) -> list[common_pb2.Warning]:
-    """Says that copies of an image were left out: unlike the id of a stored item, the caller did not name them."""
-    if search.options.excluded_content is None or search.options.excluded_ids:
-        return []
-    count = sum(hits.excluded for hits in answers.values())
-    if not count:
-        return []
-    items = "1 item is an exact copy" if count == 1 else f"{count} items are exact copies"
-    return [
-        common_pb2.Warning(
-            code="REFERENCE_EXCLUDED",
-            message=f"{items} of the reference image and left out; set include_reference to have them",
-        )
-    ]

@@ -9,7 +9,8 @@ from google.rpc import status_pb2
 
 from likewise.server import access_log, failures, validate
 from likewise.server.errors import InvalidRequest
-from likewise.server.search import Prepared, Searcher
+from likewise.server.prepared import Prepared
+from likewise.server.search import Searcher
 from likewise.server.validate_search import DEFAULT_K, MAX_BATCH, MAX_BATCH_HITS
 from likewise.v1 import search_service_pb2 as pb
 from likewise.v1 import search_service_pb2_grpc

@@ -6,7 +6,7 @@ What this release does not serve is refused by name, never skipped.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from likewise.server import validate
 from likewise.server.errors import InvalidRequest
@@ -32,8 +32,7 @@ class ItemReference:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """What a query vector is made of; at least one of the two is there."""
 
     space: SpaceSpec

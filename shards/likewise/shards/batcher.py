@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from likewise.shards.protocols import Overloaded, Unavailable
 
@@ -38,8 +38,7 @@ Run = Callable[[_Key, Sequence[_Request], Callable[[], bool]], Sequence[_Result]
 """Answers the requests of one batch in order; blocking. The last argument says whether everybody has gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timed(Generic[_Result]):
+class Timed(NamedTuple, Generic[_Result]):
     """A result with its times, in microseconds: waiting for the batch to start, and the batch."""
 
     result: _Result
@@ -47,8 +46,7 @@ class Timed(Generic[_Result]):
     search_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class ShardBatch:
+class ShardBatch(NamedTuple):
     """A batch that is about to run: how many queries it has, and how many wait for a later one."""
 
     queries: int
@@ -144,7 +142,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next batch, if there is one and none is running."""
         self._due = False
-        while self._running is None and (entries := self._next_batch()):
+        while self._running is None and self._queue and (entries := self._next_batch()):
             batch = _Batch(entries, time.perf_counter())
             if self._on_batch is not None:
                 self._on_batch(ShardBatch(batch.queries, self._queued))

@@ -152,18 +152,26 @@ def rank(queries: F32, owners: I64, slots: I64, k: int, *, ids: Sequence[str], g
 def rank_table(queries: F32, slots: I64, k: int, *, ids: Sequence[str], gather: Gather) -> Ranked:
     """As `rank`, where every query has as many candidates: (n, candidates) slots."""
     n, candidates = slots.shape
-    owners = np.repeat(np.arange(n), candidates)
+    k = min(k, candidates)
     flat = np.ascontiguousarray(slots).reshape(-1)
+    if n == 1:
+        # By itself, without what lines of a table need: many searches come alone, and each call of numpy counts then.
+        scores = inner_products(queries, gather(flat))
+        line = (-scores).argsort()
+        best = scores[line]
+        if not (best[1:] == best[:-1]).any():
+            return Ranked(slots=flat[line[:k]], scores=best[:k], offsets=np.array((0, k)))
+        return select(np.zeros(candidates, dtype=np.int64), flat, scores, k, n=1, ids=ids)
+    owners = np.repeat(np.arange(n), candidates)
     scores = _scores(queries, owners, flat, gather)
     table = scores.reshape(n, candidates)
-    order = np.argsort(-table, axis=1)
-    best = np.take_along_axis(table, order, axis=1)
+    order, lines = np.argsort(-table, axis=1), np.arange(n)[:, np.newaxis]
+    best = table[lines, order]
     # Most answers have no ties, and then sorting each line is all there is to do.
-    if bool((best[:, 1:] == best[:, :-1]).any()):
+    if (best[:, 1:] == best[:, :-1]).any():
         return select(owners, flat, scores, k, n=n, ids=ids)
-    k = min(k, candidates)
     return Ranked(
-        slots=np.take_along_axis(slots, order[:, :k], axis=1).reshape(-1),
+        slots=slots[lines, order[:, :k]].reshape(-1),
         scores=best[:, :k].reshape(-1),
         offsets=np.arange(0, n * k + 1, k),
     )

@@ -5,11 +5,12 @@ that other threads share (facebookresearch/faiss 1.15.1, IndexIDMap.cpp). Parame
 is used at all, see `likewise.shards.planner`.
 """
 
+import functools
 import math
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Final
 
 import faiss as _faiss
@@ -82,6 +83,7 @@ class SealedIndex:
     trained_rows: int
     nprobe: int = 0
     ef: int = 0
+    _traits: IndexTraits | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -98,7 +100,14 @@ class SealedIndex:
         return self.rows * (int(getattr(core, "code_size", 4 * core.d)) + 8)
 
     def traits(self) -> IndexTraits:
-        """What the planner has to know."""
+        """What the planner has to know; looked up once, since asking FAISS takes longer than to plan."""
+        traits = self._traits
+        if traits is None:
+            traits = self._looked_up()
+            object.__setattr__(self, "_traits", traits)
+        return traits
+
+    def _looked_up(self) -> IndexTraits:
         core = _core(self.faiss_index)
         nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
         kind = "hnsw" if isinstance(core, faiss.IndexHNSW) else "ivf" if nlist else "other"
@@ -359,10 +368,15 @@ def _parameters(index: Any, *, ef: int, nprobe: int) -> Any:
         inner = _parameters(index.base_index, ef=ef, nprobe=nprobe)
         return faiss.IndexRefineSearchParameters(base_index_params=inner) if inner is not None else None
     if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(efSearch=max(ef, 1))
+        return _hnsw_parameters(max(ef, 1))
     if isinstance(index, faiss.IndexIVF):
         return faiss.SearchParametersIVF(nprobe=max(nprobe, 1))
     return None
+
+
+@functools.lru_cache(maxsize=64)
+def _hnsw_parameters(ef: int) -> Any:
+    return faiss.SearchParametersHNSW(efSearch=ef)
 
 
 def _storage(index: Any) -> F32 | None:

@@ -4,7 +4,7 @@ Scores do not depend on the shard that computed them, so any partition of the ro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,7 @@ import pyarrow as pa
 from likewise.shards.protocols import F32, I64, ShardHits
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
+class Merged(NamedTuple):
     """Hits of n queries.
 
     Attributes:

@@ -6,7 +6,7 @@ coroutines, may be called concurrently, and are safe to cancel; none blocks the 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,9 +58,11 @@ class FragmentsUnusable(ShardError):
         self.committed = committed
 
 
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
+class SearchOptions(NamedTuple):
     """What all queries of one call share; hashable, so that equal calls can run as one batch.
+
+    A named tuple, as the other values that every search makes or looks itself up by: making or hashing a frozen
+    dataclass takes several times as long.
 
     Attributes:
         space: Space to search.
@@ -93,8 +95,7 @@ class SearchOptions:
     min_version: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ShardHits:
+class ShardHits(NamedTuple):
     """Hits of n queries as columns.
 
     Attributes:
@@ -118,8 +119,8 @@ class ShardHits:
     vectors: F32 | None
     plan: search_service_pb2.ShardPlan
     version: int
-    queue_us: int
-    search_us: int
+    queue_us: int = 0
+    search_us: int = 0
     excluded: int = 0
 
 

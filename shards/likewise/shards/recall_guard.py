@@ -118,12 +118,12 @@ class RecallGuard:
     def resolve(self, options: SearchOptions) -> SearchOptions:
         """The options with how hard to look in place of the recall wanted."""
         target = options.target_recall
-        given = (options.exact, options.ef, options.nprobe, options.over_fetch)
-        if target is None and all(value is None for value in given):
-            target = self.target
+        if target is None and self.target is not None:
+            given = (options.exact, options.ef, options.nprobe, options.over_fetch)
+            target = self.target if all(value is None for value in given) else None
         if target is None:
             return options
-        plain = replace(options, target_recall=None)
+        plain = options._replace(target_recall=None)
         snapshot = self._newest()
         sealed = snapshot.spaces[options.space].index if snapshot is not None else None
         if sealed is None:
@@ -131,12 +131,12 @@ class RecallGuard:
         traits = sealed.traits()
         step = self._step(options, target)
         if step == EXACT:
-            return replace(plain, exact=True)
+            return plain._replace(exact=True)
         if traits.kind == "hnsw":
-            return replace(plain, ef=effort.ef(step, options.k, traits))
+            return plain._replace(ef=effort.ef(step, options.k, traits))
         if traits.kind == "ivf":
-            return replace(plain, nprobe=effort.nprobe(step, traits))
-        return replace(plain, over_fetch=effort.over_fetch(step))
+            return plain._replace(nprobe=effort.nprobe(step, traits))
+        return plain._replace(over_fetch=effort.over_fetch(step))
 
     def sample(self, query: F32, options: SearchOptions, plan: pb.ShardPlan) -> None:
         """Take an answered query for a check, if it was approximate and one is wanted."""
@@ -282,7 +282,7 @@ class RecallGuard:
         if not live:  # as a caller who says nothing is served
             options = self.resolve(SearchOptions(asked.space, asked.k))
             if options.exact:
-                options = replace(options, exact=None)
+                options = options._replace(exact=None)
             asked = replace(asked, ef=options.ef, nprobe=options.nprobe, over_fetch=options.over_fetch)
 
         def work() -> tuple[Outcome | None, float]:

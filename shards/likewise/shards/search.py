@@ -3,16 +3,15 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from likewise.shards import attributes, planner
 from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, rank, rank_table, scan
 from likewise.shards.masks import Allowed, FilterCache
 from likewise.shards.planner import Choice, Demand
-from likewise.shards.protocols import F32, I64, SearchOptions
+from likewise.shards.protocols import F32, I64, SearchOptions, ShardHits
 from likewise.shards.rows import Mask, Snapshot
 from likewise.v1 import search_service_pb2 as pb
 
@@ -23,8 +22,7 @@ _NO_SLOTS: Final[I64] = np.zeros(0, dtype=np.int64)
 _EXACT: Final = frozenset({pb.PLAN_KIND_EXACT, pb.PLAN_KIND_EXACT_FILTERED})
 
 
-@dataclass(frozen=True, slots=True)
-class BatchKey:
+class BatchKey(NamedTuple):
     """What the searches of one batch have in common; see `SearchOptions`."""
 
     space: str
@@ -36,26 +34,11 @@ class BatchKey:
     over_fetch: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One search of a batch: (n, d) queries, and what is its own among the options."""
 
     queries: F32
     options: SearchOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The answer to one request; see `ShardHits`."""
-
-    ids: list[str]
-    scores: F32
-    offsets: I64
-    attributes: pa.RecordBatch | None
-    vectors: F32 | None
-    plan: pb.ShardPlan
-    version: int
-    excluded: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +73,7 @@ def answer(
     masks: FilterCache,
     exact_rows: int | None,
     stop: Callable[[], bool] = lambda: False,
-) -> list[Found]:
+) -> list[ShardHits]:
     """Answer the requests of one batch, in order.
 
     Raises:
@@ -105,7 +88,7 @@ def answer(
         outcome = searcher.search(_joined_queries([request.queries for request in requests]), key.k, allowed)
         return _as_they_are(snapshot, requests, outcome)
     together = [i for i, count in enumerate(extra) if count <= MAX_EXTRA]
-    found: list[Found | None] = [None] * len(requests)
+    found: list[ShardHits | None] = [None] * len(requests)
     if together:
         queries = [requests[i].queries for i in together]
         more = max(extra[i] for i in together)
@@ -203,8 +186,9 @@ class _Searcher:
             raise Abandoned
         mask = allowed.mask[: self._snapshot.sealed] if index.filters else None
         positions = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
-        if allowed.count == allowed.sealed == index.rows and positions[:, : choice.candidates].min() >= 0:
-            # The common case: every row of the index may be a hit, and there are no others.
+        if allowed.count == allowed.sealed == index.rows and min(positions[:, choice.candidates - 1].tolist()) >= 0:
+            # The common case: every row of the index may be a hit, there are no others, and no place is empty; those
+            # are the last ones.
             plan.compared = choice.candidates
             return rank_table(
                 queries, positions[:, : choice.candidates], k, ids=self._snapshot.ids, gather=self._space.vectors
@@ -236,7 +220,7 @@ def _joined_queries(queries: Sequence[F32]) -> F32:
     return np.concatenate(queries) if len(queries) > 1 else queries[0]
 
 
-def _as_they_are(snapshot: Snapshot, requests: Sequence[Request], outcome: _Outcome) -> list[Found]:
+def _as_they_are(snapshot: Snapshot, requests: Sequence[Request], outcome: _Outcome) -> list[ShardHits]:
     """The answers of requests that leave nothing out: slices of the outcome, whose plan they share."""
     ranked, found, first = outcome.ranked, [], 0
     all_ids, names = snapshot.ids, ranked.slots.tolist()
@@ -245,7 +229,7 @@ def _as_they_are(snapshot: Snapshot, requests: Sequence[Request], outcome: _Outc
         start, stop = int(ranked.offsets[first]), int(ranked.offsets[last])
         slots = ranked.slots[start:stop]
         found.append(
-            Found(
+            ShardHits(
                 ids=[all_ids[slot] for slot in names[start:stop]],
                 scores=ranked.scores[start:stop],
                 offsets=ranked.offsets[first : last + 1] - start,
@@ -284,7 +268,7 @@ def _without(snapshot: Snapshot, allowed: Allowed, copies: I64, ids: Sequence[st
 
 def _compose(
     snapshot: Snapshot, options: SearchOptions, outcome: _Outcome, first: int, last: int, copies: I64
-) -> Found:
+) -> ShardHits:
     """The answer for queries `first` to `last` of an outcome."""
     bounds = outcome.ranked.offsets[first : last + 1]
     slots, scores = outcome.ranked.slots[bounds[0] : bounds[-1]], outcome.ranked.scores[bounds[0] : bounds[-1]]
@@ -303,7 +287,7 @@ def _compose(
         ids = [item_id for item_id, kept in zip(ids, keep.tolist(), strict=True) if kept]
     plan = pb.ShardPlan()
     plan.CopyFrom(outcome.plan)
-    return Found(
+    return ShardHits(
         ids=ids,
         scores=scores,
         offsets=offsets.astype(np.int64, copy=False),

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -32,8 +32,8 @@ from likewise.shards.protocols import (
 )
 from likewise.shards.recall_guard import SHARE, RecallGuard, guard_executor
 from likewise.shards.rows import Snapshot
-from likewise.shards.search import BatchKey, Found, Request, answer, batch_key
-from likewise.shards.spec import GallerySpec
+from likewise.shards.search import BatchKey, Request, answer, batch_key
+from likewise.shards.spec import GallerySpec, SpaceSpec
 from likewise.v1 import gallery_service_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Shard:
         self._limits = limits
         self._searched_s = -math.inf
         self._masks = FilterCache(spec.attributes, max_bytes=limits.filter_cache_bytes)
-        self._batcher: Batcher[BatchKey, Request, Found] = Batcher(
+        self._batcher: Batcher[BatchKey, Request, ShardHits] = Batcher(
             self._answer,
             self._executor,
             max_batch=limits.max_batch,
@@ -193,32 +193,19 @@ class Shard:
 
     async def search(self, queries: F32, options: SearchOptions) -> ShardHits:
         """See `ShardSearch.search`."""
-        self._check(options.space, options.attributes)
-        dim = self._follower.spec.space(options.space).dim
+        dim = self._check(options.space, options.attributes).dim
         if queries.ndim != 2 or queries.shape[1] != dim or len(queries) == 0:
             raise ValueError(f"queries must have the shape (n, {dim}) with n > 0, got {queries.shape}")
         if options.k < 1:
             raise ValueError(f"k must be at least 1, got {options.k}")
         await self._follower.reach(options.min_version)
         if not options.space:
-            options = replace(options, space=self._follower.spec.spaces[0].name)
+            options = options._replace(space=self._follower.spec.spaces[0].name)
         options = self._guard.resolve(options)
         request = Request(np.ascontiguousarray(queries, dtype=np.float32), options)
         timed = await self._batcher.submit(batch_key(options), request, queries=len(queries))
-        found = timed.result
-        self._guard.sample(request.queries[0], options, found.plan)
-        return ShardHits(
-            ids=found.ids,
-            scores=found.scores,
-            offsets=found.offsets,
-            attributes=found.attributes,
-            vectors=found.vectors,
-            plan=found.plan,
-            version=found.version,
-            queue_us=timed.queue_us,
-            search_us=timed.search_us,
-            excluded=found.excluded,
-        )
+        self._guard.sample(request.queries[0], options, timed.result.plan)
+        return timed.result._replace(queue_us=timed.queue_us, search_us=timed.search_us)
 
     async def fetch(
         self,
@@ -284,7 +271,7 @@ class Shard:
 
     # Parts
 
-    def _answer(self, key: BatchKey, requests: Sequence[Request], stop: Callable[[], bool]) -> Sequence[Found]:
+    def _answer(self, key: BatchKey, requests: Sequence[Request], stop: Callable[[], bool]) -> Sequence[ShardHits]:
         started = self._searched_s = time.monotonic()
         masks, partition = self._masks, self._follower.partition  # in this order, see update
         if partition is None:
@@ -308,14 +295,15 @@ class Shard:
     def _is_searched(self) -> bool:
         return time.monotonic() - self._searched_s < BUSY_S
 
-    def _check(self, space: str, names: Sequence[str]) -> None:
+    def _check(self, space: str, names: Sequence[str]) -> SpaceSpec:
         try:
-            self._follower.spec.space(space)
+            found = self._follower.spec.space(space)
         except KeyError:
             known = [known.name for known in self._follower.spec.spaces]
             raise UnknownAttribute("space", f"{space!r} is no space of the gallery, which has {known}") from None
         if names:
             check_names(names, self._follower.spec.attributes, field="mask.attributes")
+        return found
 
     def _name(self, space: str) -> str:
         return self._follower.spec.space(space).name

@@ -30,7 +30,7 @@ class Forgetful(FakeShard):
             return found
         kept = np.concatenate([np.arange(low + self.lost, high) for low, high in itertools.pairwise(found.offsets)])
         offsets = np.arange(len(found.offsets)) * (len(kept) // (len(found.offsets) - 1))
-        return replace(found, ids=[found.ids[row] for row in kept], scores=found.scores[kept], offsets=offsets)
+        return found._replace(ids=[found.ids[row] for row in kept], scores=found.scores[kept], offsets=offsets)
 
     async def stats(self) -> gallery_service_pb2.ShardStats:
         stats = await super().stats()

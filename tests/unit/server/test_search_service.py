@@ -282,6 +282,22 @@ async def test_a_stream_answers_by_correlation_and_reports_errors_one_by_one() -
     assert answers[2].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
+async def test_searches_of_several_callers_reach_a_shard_as_one_call_and_say_how_long_they_waited() -> None:
+    galleries = FakeGalleries()
+    async with shop(galleries, shards=1) as stubs:
+        shard = galleries.shards("shop")[0]
+        shard.gate = asyncio.Event()
+        calls = [asyncio.ensure_future(stubs.search.Search(by_vector(row, k=1))) for row in MATRIX[:6]]
+        await until(lambda: sum(shard.batches) == 6)
+        shard.gate.set()
+        answers = await asyncio.gather(*calls)
+
+    assert [answer.hits.ids[0] for answer in answers] == [f"item-{i:02d}" for i in range(6)]
+    assert len(shard.batches) < 6
+    assert all(answer.timing.gather_us + answer.timing.fan_out_us <= answer.timing.total_us for answer in answers)
+    assert max(answer.timing.gather_us for answer in answers) >= 1_000  # the one under way did not come back
+
+
 async def test_a_stream_keeps_no_more_searches_in_work_than_allowed() -> None:
     galleries = FakeGalleries()
     async with shop(galleries, shards=1, stream_in_flight=2) as stubs:

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +99,7 @@ async def test_a_restart_reads_no_vectors_that_the_kept_index_has(started: Start
     vectors |= dict(zip([IDS[7], *IDS[3_000:3_010]], VECTORS[3_000:3_011], strict=True))
     del vectors[IDS[8]]
     expected = oracle(list(vectors), np.stack(list(vectors.values())), QUERY[0], 10)[0]
-    assert hits_of(await again.search(QUERY, replace(TEN, exact=True)), 0) == expected
+    assert hits_of(await again.search(QUERY, TEN._replace(exact=True)), 0) == expected
 
 
 def test_a_partition_read_beside_an_index_has_vectors_for_the_other_rows_only(tmp_path: Path) -> None:

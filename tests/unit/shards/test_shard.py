@@ -63,7 +63,7 @@ def damage(folder: Path) -> Path:
 async def test_a_flat_shard_answers_as_numpy_does(started: Started) -> None:
     shard = await started(filled())
 
-    hits = await shard.search(QUERIES, replace(TEN, attributes=("colour", "count"), vectors=True))
+    hits = await shard.search(QUERIES, TEN._replace(attributes=("colour", "count"), vectors=True))
 
     for query, vector in enumerate(QUERIES):
         ids, scores = oracle(IDS, VECTORS, vector, 10)
@@ -102,7 +102,7 @@ async def test_an_empty_shard_answers_with_nothing(started: Started) -> None:
 async def test_a_filter_that_lets_nothing_through_gives_the_empty_plan(started: Started) -> None:
     shard = await started(filled())
 
-    hits = await shard.search(QUERIES, replace(TEN, filter=below(0)))
+    hits = await shard.search(QUERIES, TEN._replace(filter=below(0)))
 
     assert hits.plan == pb.ShardPlan(kind=pb.PLAN_KIND_EMPTY, live=1_500)
     assert len(hits.ids) == 0
@@ -111,7 +111,7 @@ async def test_a_filter_that_lets_nothing_through_gives_the_empty_plan(started: 
 async def test_fewer_hits_than_k_come_only_when_fewer_are_allowed(started: Started) -> None:
     shard = await started(filled(index=HNSW))
 
-    hits = await shard.search(QUERIES, replace(TEN, filter=below(7), exact=False))
+    hits = await shard.search(QUERIES, TEN._replace(filter=below(7), exact=False))
 
     assert np.diff(hits.offsets).tolist() == [7] * 5
     assert set(hits.ids) == set(IDS[:7])
@@ -124,7 +124,7 @@ async def test_an_index_that_comes_short_falls_back_to_comparing_all(started: St
         membership=common.Membership(attribute="count", values=[common.Value(int64_value=int(i)) for i in worst])
     )
 
-    hits = await shard.search(QUERIES[:1], replace(TEN, filter=filter_key(far), exact=False))
+    hits = await shard.search(QUERIES[:1], TEN._replace(filter=filter_key(far), exact=False))
 
     assert (hits.plan.kind, hits.plan.fallback) == (pb.PLAN_KIND_ANN_FILTERED, True)
     allowed = [i in set(worst.tolist()) for i in range(1_500)]
@@ -138,8 +138,8 @@ async def test_excluding_a_reference_and_its_copies_does_not_starve_k(started: S
     store.commit(ids, np.concatenate((VECTORS[:50], copies)), content=[0, *range(1, 50), *[0] * 100])
     shard = await started(store)
 
-    few = await shard.search(VECTORS[:1], replace(TEN, excluded_ids=(IDS[0],)))
-    all_copies = await shard.search(VECTORS[:1], replace(TEN, excluded_ids=(IDS[0], IDS[1]), excluded_content=0))
+    few = await shard.search(VECTORS[:1], TEN._replace(excluded_ids=(IDS[0],)))
+    all_copies = await shard.search(VECTORS[:1], TEN._replace(excluded_ids=(IDS[0], IDS[1]), excluded_content=0))
 
     assert (few.excluded, len(few.ids), set(few.ids) & set(IDS)) == (0, 10, set())
     assert all_copies.excluded == 101
@@ -153,7 +153,7 @@ async def test_searches_from_different_references_share_a_batch(started: Started
     blocker = executor.submit(held.wait)
 
     searches = [
-        asyncio.create_task(shard.search(VECTORS[i : i + 1], replace(TEN, excluded_ids=(IDS[i],)))) for i in range(5)
+        asyncio.create_task(shard.search(VECTORS[i : i + 1], TEN._replace(excluded_ids=(IDS[i],)))) for i in range(5)
     ]
     await asyncio.sleep(0)
     held.set()
@@ -198,8 +198,8 @@ async def test_pages_follow_each_other_in_byte_order_of_the_ids(started: Started
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        (replace(TEN, space="other"), "space"),
-        (replace(TEN, attributes=("colour", "size")), "mask.attributes[1]"),
+        (TEN._replace(space="other"), "space"),
+        (TEN._replace(attributes=("colour", "size")), "mask.attributes[1]"),
     ],
 )
 async def test_names_the_gallery_does_not_have_are_refused(
@@ -218,7 +218,7 @@ async def test_a_wrong_filter_is_refused_everywhere(started: Started) -> None:
     wrong = filter_key(common.Filter(existence=common.Existence(attribute="size")))
 
     for call in (
-        shard.search(QUERIES, replace(TEN, filter=wrong)),
+        shard.search(QUERIES, TEN._replace(filter=wrong)),
         shard.page(after="", limit=1, filter=wrong, space=""),
         shard.count(wrong),
     ):
@@ -232,7 +232,7 @@ async def test_queries_of_another_dimension_are_refused(started: Started) -> Non
     with pytest.raises(ValueError, match=r"\(n, 16\).*got \(1, 3\)"):
         await shard.search(np.ones((1, 3), dtype=np.float32), TEN)
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-        await shard.search(QUERIES, replace(TEN, k=0))
+        await shard.search(QUERIES, TEN._replace(k=0))
 
 
 async def test_a_shard_that_is_not_loaded_is_unavailable_and_says_so() -> None:
@@ -275,8 +275,8 @@ async def test_two_spaces_are_searched_apart(started: Started) -> None:
     store.commit(IDS, {"image": VECTORS, "text": VECTORS[::-1].copy()})
     shard = await started(store)
 
-    image = await shard.search(VECTORS[:1], replace(TEN, exact=True))
-    text = await shard.search(VECTORS[:1], replace(TEN, space="text"))
+    image = await shard.search(VECTORS[:1], TEN._replace(exact=True))
+    text = await shard.search(VECTORS[:1], TEN._replace(space="text"))
 
     assert (image.ids[0], text.ids[0]) == (IDS[0], IDS[-1])
 
@@ -338,7 +338,7 @@ async def test_a_changed_index_is_built_and_a_changed_parameter_is_used(started:
     await shard.settled()
     assert (await shard.stats()).index == "HNSW8,Flat"
     await shard.update(replace(filled().spec, index=replace(HNSW, ef=123)))
-    hits = await shard.search(QUERIES, replace(TEN, exact=False))
+    hits = await shard.search(QUERIES, TEN._replace(exact=False))
 
     assert (hits.plan.kind, hits.plan.ef) == (pb.PLAN_KIND_ANN, 123)
 
@@ -352,7 +352,7 @@ async def test_a_new_attribute_is_missing_in_old_rows_and_there_in_new_ones(star
     await shard.apply(store.commit(["new"], VECTORS[:1], {"size": [3]}))
 
     has_size = filter_key(common.Filter(existence=common.Existence(attribute="size")))
-    hits = await shard.search(QUERIES, replace(TEN, filter=has_size, attributes=("size",)))
+    hits = await shard.search(QUERIES, TEN._replace(filter=has_size, attributes=("size",)))
 
     assert set(hits.ids) == {"new"}
     assert await shard.count(b"") == (1_501, 3)
@@ -368,7 +368,7 @@ async def test_a_shard_does_not_become_another_partition(started: Started) -> No
 async def test_a_restart_uses_the_kept_index_and_does_not_build(started: Started, tmp_path: Path) -> None:
     store = filled(index=HNSW)
     first = await started(store, cache=tmp_path)
-    before = await first.search(QUERIES, replace(TEN, exact=False))
+    before = await first.search(QUERIES, TEN._replace(exact=False))
     await first.close()
     store.commit(["new"], VECTORS[:1], deleted=[IDS[3]])
     builder = ThreadPoolExecutor(1)
@@ -379,10 +379,10 @@ async def test_a_restart_uses_the_kept_index_and_does_not_build(started: Started
     stats = await second.stats()
     assert (stats.index, stats.sealed, stats.fresh, stats.live) == ("HNSW8,Flat", 1_500, 1, 1_500)
     assert stats.state == galleries.INDEX_STATE_READY
-    after = await second.search(QUERIES, replace(TEN, exact=False))
+    after = await second.search(QUERIES, TEN._replace(exact=False))
     assert before.plan.kind == after.plan.kind == pb.PLAN_KIND_ANN
     assert set(before.ids) - {IDS[3]} <= set(after.ids) | {"new"}
-    exact = await second.search(QUERIES, replace(TEN, exact=True))
+    exact = await second.search(QUERIES, TEN._replace(exact=True))
     ids, vectors = [*IDS[:3], *IDS[4:], "new"], np.concatenate((VECTORS[:3], VECTORS[4:], VECTORS[:1]))
     assert hits_of(exact, 0) == oracle(ids, vectors, QUERIES[0], 10)[0]
 
@@ -397,7 +397,7 @@ async def test_a_damaged_kept_index_is_built_anew(started: Started, tmp_path: Pa
 
     assert (await shard.stats()).index == "HNSW8,Flat"
     assert damaged != path.read_bytes()
-    hits = await shard.search(QUERIES, replace(TEN, exact=True))
+    hits = await shard.search(QUERIES, TEN._replace(exact=True))
     assert hits_of(hits, 0) == oracle(IDS, VECTORS, QUERIES[0], 10)[0]
 
 

@@ -43,7 +43,7 @@ async def test_a_pushed_change_is_searched_without_reading_the_store(started: St
 
     await shard.apply(store.commit(["new"], QUERY, deleted=[IDS[0]]))
 
-    hits = await shard.search(QUERY, replace(TEN, min_version=store.version))
+    hits = await shard.search(QUERY, TEN._replace(min_version=store.version))
     assert (hits.ids[0], hits.version) == ("new", store.version)
     assert IDS[0] not in hits.ids
     assert source_of(shard).reads == 0
@@ -191,10 +191,10 @@ async def test_what_is_written_while_an_index_is_built_is_neither_lost_nor_waite
 
     changed = store.commit([*IDS[10:20], *IDS[3_000:3_100]], VECTORS[3_000:3_110], deleted=IDS[2_000:2_050])
     await shard.apply(changed)
-    during = await shard.search(QUERY, replace(TEN, exact=True))
+    during = await shard.search(QUERY, TEN._replace(exact=True))
     held.let()
     await shard.settled()
-    after = await shard.search(QUERY, replace(TEN, exact=True))
+    after = await shard.search(QUERY, TEN._replace(exact=True))
 
     kept = {**dict(zip(IDS[:3_000], VECTORS, strict=False))}
     kept |= dict(zip([*IDS[10:20], *IDS[3_000:3_100]], VECTORS[3_000:3_110], strict=True))
@@ -244,7 +244,7 @@ async def test_a_deleted_cluster_does_not_hide_what_is_behind_it(started: Starte
     near = np.argsort(-(VECTORS @ QUERY[0]))[:500]
     await shard.apply(store.commit(deleted=[IDS[i] for i in near]))
 
-    hits = await shard.search(QUERY, replace(TEN, exact=False))
+    hits = await shard.search(QUERY, TEN._replace(exact=False))
 
     left = [i not in set(near.tolist()) for i in range(4_000)]
     assert hits.plan.kind == pb.PLAN_KIND_ANN

@@ -78,7 +78,7 @@ async def searched(kind: str, name: str, options: SearchOptions, folder: Path) -
     shard = Shard(store.spec, 0, store.source(), cache=folder / kind.replace(",", "-"))
     await shard.start()
     await shard.settled()
-    hits = await shard.search(XQ, replace(options, filter=data, attributes=("random", "label")))
+    hits = await shard.search(XQ, options._replace(filter=data, attributes=("random", "label")))
     await shard.close()
     assert hits.attributes is not None
     rows = [int(item_id[1:]) for item_id in hits.ids]

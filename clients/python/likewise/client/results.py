@@ -90,6 +90,7 @@ class Timing:
     fan_out_us: int = 0
     shard_max_us: int = 0
     shard_queue_max_us: int = 0
+    gather_us: int = 0
     merge_us: int = 0
 
 

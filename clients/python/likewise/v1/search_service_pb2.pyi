@@ -729,6 +729,7 @@ class Timing(_message.Message):
     SHARD_MAX_US_FIELD_NUMBER: _builtins.int
     SHARD_QUEUE_MAX_US_FIELD_NUMBER: _builtins.int
     MERGE_US_FIELD_NUMBER: _builtins.int
+    GATHER_US_FIELD_NUMBER: _builtins.int
     total_us: _builtins.int
     decode_us: _builtins.int
     """Image decoding and preprocessing."""
@@ -742,6 +743,8 @@ class Timing(_message.Message):
     shard_queue_max_us: _builtins.int
     """Longest wait for a batch, measured in the shard."""
     merge_us: _builtins.int
+    gather_us: _builtins.int
+    """Waiting for the searches before it, to go to the shards with others."""
     def __init__(
         self,
         *,
@@ -753,10 +756,11 @@ class Timing(_message.Message):
         shard_max_us: _builtins.int = ...,
         shard_queue_max_us: _builtins.int = ...,
         merge_us: _builtins.int = ...,
+        gather_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compose_us", b"compose_us", "decode_us", b"decode_us", "encode_us", b"encode_us", "fan_out_us", b"fan_out_us", "merge_us", b"merge_us", "shard_max_us", b"shard_max_us", "shard_queue_max_us", b"shard_queue_max_us", "total_us", b"total_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compose_us", b"compose_us", "decode_us", b"decode_us", "encode_us", b"encode_us", "fan_out_us", b"fan_out_us", "gather_us", b"gather_us", "merge_us", b"merge_us", "shard_max_us", b"shard_max_us", "shard_queue_max_us", b"shard_queue_max_us", "total_us", b"total_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

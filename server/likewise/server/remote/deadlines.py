@@ -5,6 +5,7 @@ that no part works for a caller who has stopped waiting. It lives in a context v
 inherit it.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,17 @@ _DEADLINE: Final[ContextVar[float | None]] = ContextVar("likewise_deadline", def
 def set_deadline(timeout_s: float | None) -> None:
     """Let the current call (this task and those it makes) end in `timeout_s` seconds; None: never."""
     _DEADLINE.set(None if timeout_s is None else time.monotonic() + timeout_s)
+
+
+def deadline() -> float:
+    """When the current call ends, `time.monotonic()`; infinity without a deadline."""
+    at = _DEADLINE.get()
+    return math.inf if at is None else at
+
+
+def set_at(deadline: float) -> None:
+    """Let the current call end at `deadline`, as `deadline()` gives it."""
+    _DEADLINE.set(None if deadline == math.inf else deadline)
 
 
 def remaining_s() -> float | None:

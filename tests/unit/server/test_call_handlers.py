@@ -265,7 +265,7 @@ async def test_calls_that_find_too_many_waiting_are_dropped_and_the_others_answe
 
 
 async def test_an_answer_over_the_message_limit_is_refused_with_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("likewise.server.interceptors.MAX_MESSAGE_BYTES", 200)
+    monkeypatch.setattr("likewise.server.call_handlers.MAX_MESSAGE_BYTES", 200)
     async with shop() as stubs:
         with pytest.raises(aio.AioRpcError) as caught:
             await stubs.items.List(item_service_pb2.ItemServiceListRequest(gallery="shop", vectors=True))
