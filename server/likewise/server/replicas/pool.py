@@ -4,6 +4,7 @@ Nothing here waits. All of it belongs to one event loop, except `report`.
 """
 
 import logging
+import math
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -140,14 +141,29 @@ class Pool:
                 return replica
         return self.another((), min_version=min_version)
 
-    def another(self, tried: Collection[Replica], *, min_version: int, last_resort: bool = False) -> Replica | None:
-        """Whom to ask besides those tried; `last_resort`: an ejected one rather than none."""
+    def another(
+        self,
+        tried: Collection[Replica],
+        *,
+        min_version: int,
+        last_resort: bool = False,
+        answered_since_s: float = math.inf,
+    ) -> Replica | None:
+        """Whom to ask besides those tried.
+
+        Args:
+            tried: Not these.
+            min_version: Better one that has it.
+            last_resort: An ejected one rather than none.
+            answered_since_s: Better one that has answered anything since.
+        """
         now_s = self.clock()
         left = [replica for replica in self.replicas if replica not in tried]
         serving = [replica for replica in left if replica.health.serving]
         if not serving:
             return min(left, key=_due_s) if left and last_resort else None
         spare = [replica for replica in serving if replica.busy_until_s <= now_s] or serving
+        spare = [replica for replica in spare if replica.spoke_s > answered_since_s] or spare
         return less_loaded(_fresh(spare, min_version) or spare, now_s, self._draw)
 
     def begin(self, replica: Replica, kind: CallKind, min_version: int, on_eject: Callable[[], None]) -> Ticket:

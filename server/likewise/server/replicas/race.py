@@ -80,6 +80,7 @@ class Race(Generic[T]):
         self._hedge_s = _NEVER
         self._overdue_s = _NEVER
         self._began_s = 0.0
+        self._called_s = 0.0
         self._hedged = False
         self._refused = False
 
@@ -94,7 +95,7 @@ class Race(Generic[T]):
         pool.counts.calls += 1
         pool.budget.earn()
         remaining_s = deadlines.remaining_s()
-        now_s = pool.clock()
+        now_s = self._called_s = pool.clock()
         if remaining_s is not None:
             self._end_s = now_s + remaining_s
             if remaining_s <= 0:
@@ -195,7 +196,8 @@ class Race(Generic[T]):
     def _hedge(self, now_s: float) -> None:
         """Ask a second replica beside a late one, a third if both are stuck, or look again later."""
         pool, overdue = self._pool, now_s + REACHED_S >= self._overdue_s
-        another = self._another(last_resort=overdue)
+        # Half of the time is gone: no more trials of replicas of which nothing is known where one is known to answer.
+        another = self._another(last_resort=overdue, answered_since_s=self._called_s if overdue else _NEVER)
         if another is not None and self._stuck(another, overdue=overdue):
             pool.counts.rescues += 1
             pool.budget.owe()
@@ -227,10 +229,15 @@ class Race(Generic[T]):
         oldest = another.load.oldest
         return oldest is None or oldest.began_s > self._began_s or another.spoke_s > oldest.began_s
 
-    def _another(self, *, last_resort: bool = False) -> Replica | None:
+    def _another(self, *, last_resort: bool = False, answered_since_s: float = _NEVER) -> Replica | None:
         if len(self._tried) >= self._pool.policy.max_attempts:
             return None
-        return self._pool.another(self._tried, min_version=self._read.min_version, last_resort=last_resort)
+        return self._pool.another(
+            self._tried,
+            min_version=self._read.min_version,
+            last_resort=last_resort,
+            answered_since_s=answered_since_s,
+        )
 
     def _abandon(self) -> None:
         """Cancel what still runs; it ends by itself."""

@@ -150,3 +150,17 @@ class ReplicasThatFail(RuleBasedStateMachine):
 
 ReplicasThatFail.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 test_one_replica_that_is_well_is_enough = ReplicasThatFail.TestCase
+
+
+def test_a_call_whose_time_is_half_gone_goes_to_the_replica_that_answers() -> None:
+    """Found by the above: two replicas came back frozen, so nothing was known of them; the third one was slow."""
+    state = ReplicasThatFail()
+    state.start(seed=0)
+    state.call(callers=7, calls=11)
+    for which in (0, 1):
+        state.freeze(which=which)
+    for which in (0, 0, 1, 1):
+        state.leave_or_join(which=which)
+    state.slow(delay_s=0.3, which=2)
+    state.call(callers=4, calls=3)
+    state.teardown()
