@@ -95,8 +95,10 @@ class Router(ServerProcess):
         super().__init__(store, ["--ray", node.address, "--port", port, "--log-level", "ERROR"])
 
 
-def _kill(mark: str, part: str) -> None:
-    os.kill(cluster_processes.parts(mark)[part], signal.SIGKILL)
+def _pid(mark: str, part: str) -> int:
+    """The process of a part; on a busy machine it may just be starting again, after the fault before."""
+    wait_until(lambda: part in cluster_processes.parts(mark))
+    return cluster_processes.parts(mark)[part]
 
 
 @contextmanager
@@ -115,9 +117,9 @@ def _inflict(fault: str, mark: str, router: Router, load: Load) -> None:
             router.kill()
             router.start()
         case ["SIGKILL", part]:
-            _kill(mark, part)
+            os.kill(_pid(mark, part), signal.SIGKILL)
         case ["SIGSTOP", part]:
-            with _frozen(cluster_processes.parts(mark)[part]):
+            with _frozen(_pid(mark, part)):
                 load.wait_error(since, RECOVERY_S)
 
 

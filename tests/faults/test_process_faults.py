@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.faults import gallery_rpcs, report, rpcs
+from tests.faults import gallery_rpcs, model_rpcs, report, rpcs
 from tests.faults.checker import Load
 from tests.faults.options import OPTIONS
 from tests.faults.proxy import Proxy
@@ -71,12 +71,16 @@ FAULTS: Final = ("SIGKILL", "SIGSTOP", "SIGTERM", "connections cut", "network de
 @pytest.mark.slow
 def test_a_server_killed_frozen_ended_and_cut_off_under_load_keeps_its_promises(tmp_path: Path) -> None:
     port = free_port()
-    server = ServerProcess(tmp_path / "store", ["--port", str(port), "--log-level", "ERROR", "--drain-grace-s", "2"])
+    families = model_rpcs.write_families(tmp_path / "models")
+    options = ["--port", str(port), "--models", str(families), "--log-level", "ERROR", "--drain-grace-s", "2"]
+    server = ServerProcess(tmp_path / "store", options)
     server.start()
     faults: Counter[str] = Counter()
     with Proxy(server.address) as proxy:
         try:
-            checkers = rpcs.all_rpcs(make_galleries(server.address)) | gallery_rpcs.GALLERIES
+            checkers = rpcs.all_rpcs(make_galleries(server.address)) | gallery_rpcs.GALLERIES | model_rpcs.checkers()
+            with Client(server.address) as client:
+                model_rpcs.make_galleries(client)
             load = Load(proxy.address, rpcs.GALLERY, checkers, seed=OPTIONS.seed)
             try:
                 rpcs.write_static(load.callers[0])

@@ -18,7 +18,7 @@ SHARDS: Final = 4
 SLOW: Final = 1
 ROWS: Final = 400
 IDS: Final = [f"i{row:04d}" for row in range(ROWS)]
-TIMEOUT_S: Final = 1.0
+TIMEOUT_S: Final = 2.5
 
 
 @pytest.fixture

@@ -46,8 +46,18 @@ def told_apart(doing: str) -> Iterator[None]:
         yield
     except ShardError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
         cause = meaning(error)
         # A full disk fails every write that waits: a line each is enough. What we do not know needs its traceback.
         _log.warning("%s: %s", doing, error, exc_info=None if cause else error)
         raise StoreFailure(f"{doing}: {cause or f'unexpected {type(error).__name__}'}") from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Lance met something that it takes for impossible, as in a damaged manifest.
+
+    Such an error is no `Exception`, and its class cannot be imported.
+    """
+    return (type(error).__module__, type(error).__name__) == ("pyo3_runtime", "PanicException")
