@@ -32,7 +32,9 @@ MIN_PATIENCE_S: Final = 0.005
 MAX_PATIENCE_S: Final = 0.05
 
 ALIKE: Final = 0.9
-"""Least share of the longest time left in a group that each of its searches has: they end together."""
+"""Least share of the longest time left in a group that each of its searches has, where parts of an answer will do: what
+is there when that time is over is the answer of all. Of whole answers nothing is lost if their callers leave one by one
+as their deadlines pass, so they go together whatever time they have."""
 
 Answer = Callable[[Sequence[Prepared], Callable[[], None]], Awaitable[list[pb.SearchResponse]]]
 """Answers searches of equal `key`, in order; calls its second argument when the shards have done their part."""
@@ -142,7 +144,7 @@ class SearchGroups:
             lane.timer.cancel()
             lane.timer = None
         loop = asyncio.get_running_loop()
-        members = [entry for entry in lane.waiting if not entry.future.done()]
+        members: Sequence[_Waiting] = [entry for entry in lane.waiting if not entry.future.done()]
         lane.waiting.clear()
         while members:
             together, members = _alike(members)
@@ -156,7 +158,8 @@ class SearchGroups:
             self._lanes.pop(key, None)
 
     async def _go(self, members: Sequence[_Waiting], searched: Callable[[], None]) -> None:
-        deadlines.set_at(min([member.deadline for member in members]))
+        partial = members[0].search.form.partial.allowed
+        deadlines.set_at((min if partial else max)([member.deadline for member in members]))
         try:
             responses = await self._answer([member.search for member in members], searched)
         except Exception as error:
@@ -200,13 +203,13 @@ class _Turn:
             self._groups.ended(self._key, lane, self._size, self._started)
 
 
-def _alike(waiting: Sequence[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
-    """Searches that may end at the same time, the most patient one among them, and the others."""
+def _alike(waiting: Sequence[_Waiting]) -> tuple[Sequence[_Waiting], Sequence[_Waiting]]:
+    """Searches that may go together, the most patient one among them, and the others."""
+    if not waiting[0].search.form.partial.allowed:
+        return waiting[:MAX_GROUP], waiting[MAX_GROUP:]
     now = time.monotonic()
     most = max([entry.deadline for entry in waiting])
     least = min(most, now + ALIKE * (most - now))
     together = [entry for entry in waiting if entry.deadline >= least][:MAX_GROUP]
-    if len(together) == len(waiting):
-        return together, []
     chosen = set(map(id, together))
     return together, [entry for entry in waiting if id(entry) not in chosen]

@@ -313,15 +313,18 @@ async def test_a_group_that_everybody_leaves_before_it_began_holds_up_nobody() -
     assert await _all([_ask(groups, _search("d"))]) == ["d"]
 
 
-async def test_a_group_ends_with_the_first_of_its_deadlines_and_nobody_is_hurried_by_much() -> None:
+MIXED = (("patient", 100.0), ("nearly", 95.0), ("hurried", 20.0), ("ever", None))
+PARTS = Partial(allowed=True)
+
+
+async def test_a_partial_group_ends_with_the_first_of_its_deadlines_and_nobody_is_hurried_by_much() -> None:
     shards = Shards()
     groups = SearchGroups(shards.answer)
     gate = shards.hold(0)
 
-    tasks = [_ask(groups, _search("a"), 100)]
+    tasks = [_ask(groups, _search("a", partial=PARTS), 100)]
     await until(lambda: len(shards.groups) == 1)
-    for name, timeout_s in (("patient", 100.0), ("nearly", 95.0), ("hurried", 20.0), ("ever", None)):
-        tasks.append(_ask(groups, _search(name), timeout_s))
+    tasks += [_ask(groups, _search(name, partial=PARTS), timeout_s) for name, timeout_s in MIXED]
     await asyncio.sleep(0)
     gate.set()
 
@@ -331,6 +334,22 @@ async def test_a_group_ends_with_the_first_of_its_deadlines_and_nobody_is_hurrie
     assert left_s["ever",] is None
     assert (left_s["patient", "nearly"] or 0) <= 95
     assert (left_s["hurried",] or 0) <= 20
+
+
+async def test_whole_answers_go_together_for_as_long_as_the_most_patient_caller_waits() -> None:
+    shards = Shards()
+    groups = SearchGroups(shards.answer)
+    gate = shards.hold(0)
+
+    tasks = [_ask(groups, _search("a"), 100)]
+    await until(lambda: len(shards.groups) == 1)
+    tasks += [_ask(groups, _search(name), timeout_s) for name, timeout_s in MIXED]
+    await asyncio.sleep(0)
+    gate.set()
+
+    await _all(tasks)
+    assert shards.groups == [["a"], ["patient", "nearly", "hurried", "ever"]]
+    assert shards.left_s[1] is None
 
 
 async def test_deadlines_that_have_passed_are_no_endless_loop() -> None:
