@@ -24,7 +24,7 @@ DOORS = {
     "onnxruntime": {"server/likewise/server/session.py", "export/likewise/export/runtime.py"},
     "ray": {"server/likewise/server/cluster"},
     "torch": {"export/likewise/export"},
-    "prometheus_client": {f"server/likewise/server/{name}.py" for name in ("metrics", "histograms", "counters")},
+    "prometheus_client": {f"server/likewise/server/{name}.py" for name in ("metrics", "histograms")},
     "typer": {"cli/likewise/cli", "clients/python/likewise/client/cli"},
 }
 

@@ -8,11 +8,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from likewise.server.batcher import BatchReport
-from likewise.server.counters import Counter
 from likewise.server.histograms import Histogram, Series
 from likewise.v1 import gallery_service_pb2, model_service_pb2, search_service_pb2
 

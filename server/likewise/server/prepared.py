@@ -12,7 +12,7 @@ from likewise.shards.spec import SpaceSpec
 class Prepared(NamedTuple):
     """One search up to its query vector.
 
-    A named tuple, like the other values that every search makes: a frozen dataclass takes five times as long to make.
+    A named tuple, like the other values that every search makes: a frozen dataclass takes twice as long to make.
 
     Attributes:
         handle: The gallery.

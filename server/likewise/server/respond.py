@@ -47,9 +47,8 @@ def respond(
         )
         response.MergeFrom(told)
         response.plan.composition = composed.composition
-        if composed.encode_us or composed.compose_us:
-            response.timing.decode_us, response.timing.encode_us = composed.decode_us, composed.encode_us
-            response.timing.compose_us = composed.compose_us
+        response.timing.decode_us, response.timing.encode_us = composed.decode_us, composed.encode_us
+        response.timing.compose_us = composed.compose_us
         response.timing.gather_us = round((asked - search.ready) * 1e6)
         response.timing.total_us = round((time.perf_counter() - search.started) * 1e6)
         responses.append(response)

@@ -22,6 +22,9 @@ from likewise.v1 import search_service_pb2 as pb
 MAX_GROUP: Final = 256
 """Searches of a group; a shard would not take more at a time."""
 
+MAX_HITS: Final = 65_536
+"""Hits that a group may ask for: many at a time, with vectors and attributes, would not fit a message from a shard."""
+
 MAX_REGATHER_S: Final = 0.01
 """Longest wait for the callers of the group before, however long that took."""
 
@@ -205,11 +208,12 @@ class _Turn:
 
 def _alike(waiting: Sequence[_Waiting]) -> tuple[Sequence[_Waiting], Sequence[_Waiting]]:
     """Searches that may go together, the most patient one among them, and the others."""
+    most_searches = max(1, min(MAX_GROUP, MAX_HITS // waiting[0].search.options.k))
     if not waiting[0].search.form.partial.allowed:
-        return waiting[:MAX_GROUP], waiting[MAX_GROUP:]
+        return waiting[:most_searches], waiting[most_searches:]
     now = time.monotonic()
     most = max([entry.deadline for entry in waiting])
     least = min(most, now + ALIKE * (most - now))
-    together = [entry for entry in waiting if entry.deadline >= least][:MAX_GROUP]
+    together = [entry for entry in waiting if entry.deadline >= least][:most_searches]
     chosen = set(map(id, together))
     return together, [entry for entry in waiting if id(entry) not in chosen]

@@ -142,7 +142,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next batch, if there is one and none is running."""
         self._due = False
-        while self._running is None and self._queue and (entries := self._next_batch()):
+        while self._running is None and (entries := self._next_batch()):
             batch = _Batch(entries, time.perf_counter())
             if self._on_batch is not None:
                 self._on_batch(ShardBatch(batch.queries, self._queued))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from likewise.shards.protocols import ShardError, StoreFailure
+from likewise.shards.spec import SpecError
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def told_apart(doing: str) -> Iterator[None]:
     """Turn what goes wrong inside into `StoreFailure("<doing>: <cause>")`, logging the original; ours pass through."""
     try:
         yield
-    except ShardError:
+    except (ShardError, SpecError):
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and not _is_panic(error):

@@ -103,8 +103,7 @@ class GalleryStore:
                     raise StoreFailure(words) from error
                 raise
             self._dataset: Any = self._reader.checkout_version(self._reader.version)
-            _ = self._dataset.schema  # a damaged manifest may hold one that cannot be
-        self._spec = _spec_of(self._dataset)
+            self._spec = _spec_of(self._dataset)
         self._known: KnownIds | None = None
         self._fence = Fence(self._reader, self._spec.name, self._barrier)
         self.history = History(self._reader, self._files, self._fence.oldest_needed)

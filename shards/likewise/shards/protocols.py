@@ -62,7 +62,7 @@ class SearchOptions(NamedTuple):
     """What all queries of one call share; hashable, so that equal calls can run as one batch.
 
     A named tuple, as the other values that every search makes or looks itself up by: making or hashing a frozen
-    dataclass takes several times as long.
+    dataclass takes two to three times as long.
 
     Attributes:
         space: Space to search.

@@ -210,14 +210,30 @@ async def test_callers_who_were_answered_together_are_waited_for() -> None:
     assert shards.groups[2:] == [["e", "f", "g"]]
 
 
-async def test_fewer_than_before_go_without_the_others() -> None:
+async def test_searches_that_ask_for_many_hits_go_in_smaller_groups() -> None:
     shards = Shards()
     groups = SearchGroups(shards.answer)
+    gate = shards.hold(0)
+
+    tasks = [_ask(groups, _search("a", k=20_000))]
+    await until(lambda: len(shards.groups) == 1)
+    tasks += [_ask(groups, _search(name, k=20_000)) for name in "bcdef"]
+    await asyncio.sleep(0)
+    gate.set()
+
+    await _all(tasks)
+    assert shards.groups == [["a"], ["b", "c", "d"], ["e", "f"]]
+
+
+async def test_fewer_than_before_go_without_the_others() -> None:
+    shards, now_s = Shards(), 0.0
+    groups = SearchGroups(shards.answer, clock=lambda: now_s)
     first = shards.hold(0)
     tasks = [_ask(groups, _search("a"))]
     await until(lambda: len(shards.groups) == 1)
     tasks += [_ask(groups, _search(name)) for name in "bcd"]
     await asyncio.sleep(0)
+    now_s = 1.0  # so that four are waited for next
     first.set()
     await _all(tasks)
 
@@ -357,9 +373,9 @@ async def test_deadlines_that_have_passed_are_no_endless_loop() -> None:
     groups = SearchGroups(shards.answer)
     gate = shards.hold(0)
 
-    tasks = [_ask(groups, _search("a"), 0)]
+    tasks = [_ask(groups, _search("a", partial=PARTS), 0)]
     await until(lambda: len(shards.groups) == 1)
-    tasks += [_ask(groups, _search("b"), 0), _ask(groups, _search("c"), 0)]
+    tasks += [_ask(groups, _search(name, partial=PARTS), 0) for name in "bc"]
     await asyncio.sleep(0)
     gate.set()
 
