@@ -71,11 +71,11 @@ def lines(
     for share in SHARES:
         mask = None if share is None else dataset.share < share
         truth, _ = exact_topk(dataset.base, dataset.queries, K, allowed=mask)
-        positions = made.search(dataset.queries, K, ef=128, nprobe=made.traits().nprobe, mask=mask)
+        positions = made.search(dataset.queries, K, ef=128, nprobe=made.traits.nprobe, mask=mask)
         recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(positions.tolist(), truth.tolist(), strict=True)])
         for batch in BATCHES:
             queries = np.resize(dataset.queries, (batch, dim))
-            ask = functools.partial(made.search, queries, K, ef=128, nprobe=made.traits().nprobe, mask=mask)
+            ask = functools.partial(made.search, queries, K, ef=128, nprobe=made.traits.nprobe, mask=mask)
             rate = per_second(ask, seconds) * batch
             line: dict[str, Any] = {"kind": kind, "n": rows, "dim": dim, "k": K, "filter": share, "batch": batch}
             line |= {"qps": round(rate, 1), "recall_at_k": round(float(recall), 4), "build_s": round(build_s, 2)}

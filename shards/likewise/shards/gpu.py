@@ -120,7 +120,7 @@ def check(spec: IndexSpec, *, field: str = "spec.index.kind") -> None:
         raise SpecError(field, f"{spec.kind!r} needs a GPU, and FAISS finds none here")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GpuIndex(SealedIndex):
     """A FAISS index on a GPU; `faiss_index` is a `Held` of it, cleared on the device's thread when this goes.
 
@@ -151,6 +151,7 @@ class GpuIndex(SealedIndex):
         """Nothing of the host's memory."""
         return 0
 
+    @functools.cached_property
     def traits(self) -> IndexTraits:
         """See `SealedIndex.traits`."""
         kind = {IVF: "ivf", CAGRA: "hnsw"}.get(self.recipe.factory, "other")

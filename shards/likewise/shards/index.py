@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final
 
 import faiss as _faiss
@@ -64,7 +64,7 @@ class Recipe:
     ef_construction: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: `traits` is kept beside the fields
 class SealedIndex:
     """A FAISS index over positions 0 to rows - 1, never changed after it is made.
 
@@ -83,7 +83,6 @@ class SealedIndex:
     trained_rows: int
     nprobe: int = 0
     ef: int = 0
-    _traits: IndexTraits | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -99,15 +98,9 @@ class SealedIndex:
             return links + self.rows * int(core.storage.sa_code_size())
         return self.rows * (int(getattr(core, "code_size", 4 * core.d)) + 8)
 
+    @functools.cached_property
     def traits(self) -> IndexTraits:
         """What the planner has to know; looked up once, since asking FAISS takes longer than to plan."""
-        traits = self._traits
-        if traits is None:
-            traits = self._looked_up()
-            object.__setattr__(self, "_traits", traits)
-        return traits
-
-    def _looked_up(self) -> IndexTraits:
         core = _core(self.faiss_index)
         nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
         kind = "hnsw" if isinstance(core, faiss.IndexHNSW) else "ivf" if nlist else "other"

@@ -72,7 +72,7 @@ def check(snapshot: Snapshot, allowed: Allowed, asked: Asked, *, stop: Callable[
     sealed = space.index
     if sealed is None or allowed.sealed == 0:
         return None
-    traits = sealed.traits()
+    traits = sealed.traits
     truth, dimension = _truth(space, snapshot, allowed, asked)
     known: dict[Choice, float] = {}
 

@@ -128,7 +128,7 @@ class RecallGuard:
         sealed = snapshot.spaces[options.space].index if snapshot is not None else None
         if sealed is None:
             return plain
-        traits = sealed.traits()
+        traits = sealed.traits
         step = self._step(options, target)
         if step == EXACT:
             return plain._replace(exact=True)

@@ -24,7 +24,7 @@ def built(spec: IndexSpec, vectors: F32 = VECTORS) -> SealedIndex:
 
 
 def nearest(sealed: SealedIndex, queries: F32) -> list[int]:
-    traits = sealed.traits()
+    traits = sealed.traits
     return [int(row[0]) for row in sealed.search(queries, 5, ef=64, nprobe=traits.nprobe)]
 
 
@@ -55,7 +55,7 @@ def test_an_index_of_any_kind_finds_its_own_rows_and_survives_its_file(
     assert nearest(sealed, VECTORS[:9]) == nearest(kept.index, VECTORS[:9]) == list(range(9))
     assert kept.stamps.tolist() == STAMPS.tolist()
     assert kept.index.recipe == sealed.recipe
-    assert (sealed.traits().kind, sealed.traits().lossy) == (planned_as, lossy)
+    assert (sealed.traits.kind, sealed.traits.lossy) == (planned_as, lossy)
     assert sealed.memory_bytes > ROWS * 4
 
 
