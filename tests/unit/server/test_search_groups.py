@@ -99,6 +99,16 @@ def _ask(groups: SearchGroups, search: Prepared, timeout_s: float | None = None)
     return asyncio.create_task(call())
 
 
+async def _one_under_way(
+    shards: Shards, groups: SearchGroups
+) -> "tuple[asyncio.Event, list[asyncio.Task[pb.SearchResponse]]]":
+    """The search "a" is with the shards; what has it come back, and its caller."""
+    gate = shards.hold(0)
+    tasks = [_ask(groups, _search("a"))]
+    await until(lambda: len(shards.groups) == 1)
+    return gate, tasks
+
+
 async def _all(tasks: Sequence["asyncio.Task[pb.SearchResponse]"]) -> list[str]:
     async with asyncio.timeout(10):
         return [response.request_id for response in await asyncio.gather(*tasks)]
@@ -129,10 +139,8 @@ async def test_one_caller_who_asks_again_and_again_never_waits() -> None:
 async def test_searches_that_come_meanwhile_go_together_and_each_gets_its_own_answer() -> None:
     shards = Shards()
     groups = SearchGroups(shards.answer)
-    gate = shards.hold(0)
+    gate, tasks = await _one_under_way(shards, groups)
 
-    tasks = [_ask(groups, _search("a"))]
-    await until(lambda: len(shards.groups) == 1)
     tasks += [_ask(groups, _search(name)) for name in "bcd"]
     await asyncio.sleep(0)
     gate.set()
@@ -243,10 +251,8 @@ async def test_fewer_than_before_go_without_the_others() -> None:
 async def test_nothing_is_kept_of_searches_that_ended() -> None:
     shards = Shards()
     groups = SearchGroups(shards.answer)
-    gate = shards.hold(0)
+    gate, tasks = await _one_under_way(shards, groups)
 
-    tasks = [_ask(groups, _search("a"))]
-    await until(lambda: len(shards.groups) == 1)
     tasks += [_ask(groups, _search(name, k=k)) for k, name in enumerate("bbcd", start=9)]
     leaving = _ask(groups, _search("leaving"))
     await asyncio.sleep(0)
@@ -277,10 +283,8 @@ async def test_a_failure_is_every_callers() -> None:
 async def test_who_leaves_before_is_not_searched_for() -> None:
     shards = Shards()
     groups = SearchGroups(shards.answer)
-    gate = shards.hold(0)
+    gate, tasks = await _one_under_way(shards, groups)
 
-    tasks = [_ask(groups, _search("a"))]
-    await until(lambda: len(shards.groups) == 1)
     leaving, staying = _ask(groups, _search("leaving")), _ask(groups, _search("staying"))
     await asyncio.sleep(0)
     leaving.cancel()
