@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sysconfig
 import time
 import uuid
 from collections import Counter
@@ -26,6 +27,8 @@ RECOVERY_S: Final = 180.0
 """Bound of a recovery; Ray starts a process in a second or two, on a busy machine in ten."""
 
 START_S: Final = 120.0
+RAY: Final = str(Path(sysconfig.get_path("scripts")) / "ray")
+"""Ray's command in this environment, which need not be on the path."""
 ROUNDS: Final = 5 if OPTIONS.long else 1
 
 
@@ -47,7 +50,7 @@ class RayNode:
         self.address = head or f"127.0.0.1:{port}"
         self.mark = f"{mark}-{uuid.uuid4().hex[:6]}"
         where = ["--address", head] if head else ["--head", "--port", str(port), "--temp-dir", str(folder)]
-        command = ["ray", "start", *where, "--node-ip-address", "127.0.0.1", "--num-cpus", "4", "--disable-usage-stats"]
+        command = [RAY, "start", *where, "--node-ip-address", "127.0.0.1", "--num-cpus", "4", "--disable-usage-stats"]
         if not head:
             command += ["--include-dashboard", "false"]
         marks = {cluster_processes.MARK: mark, cluster_processes.NODE_MARK: self.mark, "OMP_NUM_THREADS": "1"}
