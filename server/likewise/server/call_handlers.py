@@ -101,41 +101,30 @@ class CallHandlers(grpc.GenericRpcHandler):
         method = _Method(path.removeprefix("/"), _parser(handler.request_deserializer), self._metrics)
         behaviour: Any = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
 
-        async def unary(data: Any, context: Context) -> bytes:
-            call = _Call(method, context)
-            admitted = False
-            error: BaseException | None = None
-            try:
-                admitted = self._enter(method, call)
-                return _serialised(await behaviour(call.parsed(data), context))
-            except Exception as caught:
-                error = caught
-                await call.refuse(caught)
-                raise
-            except BaseException as caught:
-                error = caught
-                raise
-            finally:
-                call.end(error)
-                if admitted:
-                    self._admission.leave(time.perf_counter(), answered=error is None)
+        async def unary(call: _Call, data: Any, context: Context) -> bytes:
+            return _serialised(await behaviour(call.parsed(data), context))
 
-        async def streaming(data: Any, context: Context) -> None:
-            # A coroutine that writes rather than a generator that yields: gRPC leaves the generator of a cancelled call
-            # to the garbage collector, a coroutine is cancelled with all it awaits.
+        async def streaming(call: _Call, data: Any, context: Context) -> None:
+            writing = _Writing(context)
+            outcome = behaviour(call.parsed(data), writing)
+            if not inspect.isasyncgen(outcome):
+                await outcome
+                return
+            async with contextlib.aclosing(outcome):
+                async for response in outcome:
+                    await writing.write(response)
+
+        # A stream of answers is written by a coroutine rather than yielded by a generator: gRPC leaves the generator of
+        # a cancelled call to the garbage collector, a coroutine is cancelled with all it awaits.
+        run = streaming if handler.response_streaming else unary
+
+        async def handle(data: Any, context: Context) -> bytes | None:
             call = _Call(method, context)
             admitted = False
             error: BaseException | None = None
             try:
                 admitted = self._enter(method, call)
-                writing = _Writing(context)
-                outcome = behaviour(call.parsed(data), writing)
-                if inspect.isasyncgen(outcome):
-                    async with contextlib.aclosing(outcome):
-                        async for response in outcome:
-                            await writing.write(response)
-                else:
-                    await outcome
+                return await run(call, data, context)
             except Exception as caught:
                 error = caught
                 await call.refuse(caught)
@@ -150,12 +139,12 @@ class CallHandlers(grpc.GenericRpcHandler):
 
         # Both serialisers are left out: the wrappers take and give bytes.
         if handler.request_streaming and handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(streaming)
+            return grpc.stream_stream_rpc_method_handler(handle)
         if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(unary)
+            return grpc.stream_unary_rpc_method_handler(handle)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(streaming)
-        return grpc.unary_unary_rpc_method_handler(unary)
+            return grpc.unary_stream_rpc_method_handler(handle)
+        return grpc.unary_unary_rpc_method_handler(handle)
 
     def _enter(self, method: "_Method", call: "_Call") -> bool:
         """Take the call or raise, before anything of it is read; whether it counts as one in progress."""
