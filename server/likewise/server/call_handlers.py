@@ -54,6 +54,9 @@ _ALWAYS_ADMITTED: Final = (
 
 
 _OK: Final = StatusCode.OK.name
+_ENDS: Final = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+"""The call, or the process, is being ended: there is nobody to tell."""
+
 _headers: ContextVar[Headers] = ContextVar("likewise_headers", default=None)
 
 
@@ -125,12 +128,13 @@ class CallHandlers(grpc.GenericRpcHandler):
             try:
                 admitted = self._enter(method, call)
                 return await run(call, data, context)
-            except Exception as caught:
+            except _ENDS as caught:
                 error = caught
-                await call.refuse(caught)
                 raise
             except BaseException as caught:
+                # A panic of a Rust library is no `Exception`; without a status its caller would wait for ever.
                 error = caught
+                await call.refuse(caught)
                 raise
             finally:
                 call.end(error)
@@ -215,7 +219,7 @@ class _Call:
             self._record.request_id = validate.request_id(given)
         return request
 
-    async def refuse(self, error: Exception) -> None:
+    async def refuse(self, error: BaseException) -> None:
         """End the call with the status of an error."""
         if isinstance(error, aio.AbortError):
             return

@@ -63,7 +63,7 @@ def known(error: BaseException) -> ServiceError | None:
             return None
 
 
-def status_of(error: Exception, *, what: str) -> status_pb2.Status:
+def status_of(error: BaseException, *, what: str) -> status_pb2.Status:
     """The status of any exception; a foreign one is logged as a failure of `what`."""
     service_error = known(error)
     if service_error is None:

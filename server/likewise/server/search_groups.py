@@ -165,7 +165,9 @@ class SearchGroups:
         deadlines.set_at((min if partial else max)([member.deadline for member in members]))
         try:
             responses = await self._answer([member.search for member in members], searched)
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise  # by the last of its callers
+        except BaseException as error:  # also what is no `Exception`: they wait for it
             for member in members:
                 if not member.future.done():
                     member.future.set_exception(error)

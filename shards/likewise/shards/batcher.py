@@ -173,7 +173,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         own_s = time.thread_time()
         try:
             batch.results = self._run(batch.key, [entry.request for entry in batch.entries], batch.abandoned)
-        except Exception as error:
+        except BaseException as error:  # also what is no `Exception`: callers and the next batch wait for it
             batch.failure = error
         batch.own_s = time.thread_time() - own_s
         return batch
@@ -231,7 +231,7 @@ class _Batch(Generic[_Key, _Request, _Result]):
         self.queries = sum([entry.queries for entry in entries])
         self.started = started
         self.results: Sequence[_Result] = ()
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.own_s = 0.0
 
     def abandoned(self) -> bool:

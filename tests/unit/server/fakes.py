@@ -195,7 +195,7 @@ class FakeWriter:
 
     shards: tuple[FakeShard, ...]
     committed: int = 1
-    failure: Exception | None = None
+    failure: BaseException | None = None
     log: list[list[str]] = field(default_factory=list)
     positions: list[StreamPosition | None] = field(default_factory=list)
     settled: dict[str, int] = field(default_factory=dict)

@@ -100,13 +100,20 @@ async def test_an_error_of_any_length_arrives_cut_to_what_headers_hold() -> None
     assert field_of(caught.value) == "items"
 
 
-async def test_a_foreign_exception_shows_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
+class Panic(BaseException):
+    """As a library in Rust raises it: no `Exception`."""
+
+
+@pytest.mark.parametrize("failure", [KeyError("/secret/path"), Panic("/secret/path")])
+async def test_a_foreign_exception_shows_nothing_of_itself(
+    failure: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     galleries = FakeGalleries()
     async with shop(galleries) as stubs:
-        galleries.writer("shop").failure = KeyError("/secret/path")
+        galleries.writer("shop").failure = failure
 
         with pytest.raises(aio.AioRpcError) as caught:
-            await stubs.items.Upsert(_one_item())
+            await stubs.items.Upsert(_one_item(), timeout=10)
 
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert caught.value.details() == "internal error"

@@ -37,7 +37,7 @@ class Shards:
         self.groups: list[list[str]] = []
         self.left_s: list[float | None] = []
         self.gates: dict[int, asyncio.Event] = {}
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.cancelled = 0
 
     async def answer(self, searches: Sequence[Prepared], searched: Callable[[], None]) -> list[pb.SearchResponse]:
@@ -263,11 +263,16 @@ async def test_nothing_is_kept_of_searches_that_ended() -> None:
     await until(lambda: groups.lanes == 0)
 
 
-async def test_a_failure_is_every_callers() -> None:
+class Panic(BaseException):
+    """As a library in Rust raises it: no `Exception`."""
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("a defect"), Panic("a defect")])
+async def test_a_failure_is_every_callers(failure: BaseException) -> None:
     shards = Shards()
     groups = SearchGroups(shards.answer)
     gate = shards.hold(0)
-    shards.failure = RuntimeError("a defect")
+    shards.failure = failure
 
     tasks = [_ask(groups, _search("a"))]
     await until(lambda: len(shards.groups) == 1)
@@ -275,9 +280,10 @@ async def test_a_failure_is_every_callers() -> None:
     await asyncio.sleep(0)
     gate.set()
 
-    for task in tasks:
-        with pytest.raises(RuntimeError, match="a defect"):
-            await task
+    async with asyncio.timeout(10):
+        for task in tasks:
+            with pytest.raises(type(failure), match="a defect"):
+                await task
 
 
 async def test_who_leaves_before_is_not_searched_for() -> None:

@@ -9,6 +9,10 @@ from likewise.shards.batcher import Batcher, _Budget
 from likewise.shards.protocols import Overloaded, Unavailable
 
 
+class Panic(BaseException):
+    """As a library in Rust raises it: no `Exception`."""
+
+
 class Gate:
     """Runs batches in a thread, each only after it was let through, and remembers them."""
 
@@ -25,6 +29,8 @@ class Gate:
         self.abandoned.append(abandoned())
         if key == "bad":
             raise KeyError(key)
+        if key == "panic":
+            raise Panic(key)
         return [10 * request for request in requests]
 
     async def wait_begun(self) -> None:
@@ -126,12 +132,16 @@ async def test_a_running_batch_learns_that_everybody_left(batcher: Batcher[str, 
     assert gate.abandoned == [True, False]
 
 
-async def test_a_failing_batch_fails_its_own_requests_only(batcher: Batcher[str, int, int], gate: Gate) -> None:
+@pytest.mark.parametrize(("key", "error"), [("bad", KeyError), ("panic", Panic)])
+async def test_a_failing_batch_fails_its_own_requests_only(
+    batcher: Batcher[str, int, int], gate: Gate, key: str, error: type[BaseException]
+) -> None:
     gate.let.release(10)
 
-    bad, good = await asyncio.gather(ask(batcher, "bad", 1), ask(batcher, "good", 2), return_exceptions=True)
+    async with asyncio.timeout(10):
+        bad, good = await asyncio.gather(ask(batcher, key, 1), ask(batcher, "good", 2), return_exceptions=True)
 
-    assert isinstance(bad, KeyError)
+    assert isinstance(bad, error)
     assert good == 20
 
 
