@@ -23,6 +23,7 @@ from likewise.server.errors import (
 from likewise.shards import protocols
 from likewise.shards.fence import GalleryReadOnly
 from likewise.shards.spec import SpecError
+from likewise.shards.spec_change import SpecChange
 from likewise.wire import WireError
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ def known(error: BaseException) -> ServiceError | None:
             return FailedPrecondition(str(error), reason="GALLERY_READ_ONLY")
         case protocols.StoreFailure():
             return _store_failure(error)
+        case SpecChange():
+            return FailedPrecondition(str(error), reason="SPEC_CHANGE")
         case SpecError():
             return InvalidRequest(str(error), field=error.field)
         case WireError():

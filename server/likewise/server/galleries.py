@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from likewise.server import reshape
-from likewise.server.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable, Unimplemented
+from likewise.server.errors import AlreadyExists, NotFound, Unavailable, Unimplemented
 from likewise.server.open_gallery import Generation, OpenGallery, StoreTruth
 from likewise.server.protocols import GalleryHandle
 from likewise.server.read_only import ReadOnlyWriter
@@ -24,7 +24,7 @@ from likewise.shards.partition import Partition
 from likewise.shards.recall_guard import guard_executor
 from likewise.shards.shard import Shard, ShardLimits, build_executor
 from likewise.shards.spec import GallerySpec
-from likewise.shards.spec_change import SpecChange, check_change
+from likewise.shards.spec_change import check_change
 from likewise.shards.store import GalleryExists, GalleryNotFound, Store, local_folder
 from likewise.shards.writer import GalleryWriter, WriterLimits
 
@@ -235,7 +235,7 @@ class EmbeddedGalleries:
         gallery = self._gallery(spec.name)
         _unchanged(gallery, before)
         if spec != gallery.spec:
-            await self._record(gallery, spec)
+            await gallery.writer.update_spec(spec)
             for shard in gallery.shards:
                 await shard.update(spec)
             gallery.describe(spec)
@@ -243,7 +243,7 @@ class EmbeddedGalleries:
 
     async def _reshape(self, gallery: OpenGallery, spec: GallerySpec, min_recall: float | None) -> GalleryHandle:
         """Build other shards beside those that serve, check them and switch; else leave everything as it was."""
-        _check_change(gallery.spec, spec)
+        check_change(gallery.spec, spec)
         if isinstance(gallery.writer, ReadOnlyWriter):
             await gallery.writer.update_spec(spec)  # refuses
         log.info("gallery %r: %s are built beside %s", spec.name, reshape.shape(spec), reshape.shape(gallery.spec))
@@ -263,7 +263,7 @@ class EmbeddedGalleries:
         return gallery.handle
 
     async def _switch(self, gallery: OpenGallery, spec: GallerySpec, shards: tuple[Shard, ...]) -> None:
-        await self._record(gallery, spec)
+        await gallery.writer.update_spec(spec)
         before = gallery.spec
         replaced = gallery.switch(spec, shards)
         log.info("gallery %r is served by %s", spec.name, reshape.shape(spec))
@@ -282,12 +282,6 @@ class EmbeddedGalleries:
         await generation.close(gallery.writer)
         if self._cache is not None and reshape.is_reshape(gallery.spec, spec):  # unless it is back at that shape
             await asyncio.to_thread(_discard, self._cache, spec)
-
-    async def _record(self, gallery: OpenGallery, spec: GallerySpec) -> None:
-        try:
-            await gallery.writer.update_spec(spec)
-        except SpecChange as error:
-            raise FailedPrecondition(str(error), reason="SPEC_CHANGE") from error
 
     async def _delete(self, name: str) -> None:
         gallery = self._gallery(name)
@@ -393,13 +387,6 @@ def _unchanged(gallery: OpenGallery, before: GallerySpec) -> None:
     """Refuse a change made of a description that another one has replaced, or is about to."""
     if gallery.change is not None or gallery.spec != before:
         raise reshape.change_running(before.name)
-
-
-def _check_change(old: GallerySpec, new: GallerySpec) -> None:
-    try:
-        check_change(old, new)
-    except SpecChange as error:
-        raise FailedPrecondition(str(error), reason="SPEC_CHANGE") from error
 
 
 def _discard(folder: Path, spec: GallerySpec) -> None:

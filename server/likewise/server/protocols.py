@@ -187,8 +187,8 @@ class Galleries(Protocol):
             min_recall: Lowest recall@10 of a new index to accept, in [0, 1]; None for `reshape.MIN_RECALL`.
 
         Raises:
-            FailedPrecondition: If rows already written do not fit it, new shards fail a check, or the gallery is being
-                changed already.
+            SpecChange: If rows already written do not fit it.
+            FailedPrecondition: If new shards fail a check, or the gallery is being changed already.
         """
         ...
 

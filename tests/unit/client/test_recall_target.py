@@ -4,7 +4,8 @@ import pytest
 
 from likewise.client import IndexSpec, RecallEstimate
 from likewise.client.errors import InvalidType
-from likewise.client.galleries import create_call, stats_call
+from likewise.client.galleries import create_call
+from likewise.client.gallery_stats import stats_call
 from likewise.v1 import gallery_service_pb2 as pb
 
 

@@ -15,6 +15,7 @@ from tests.unit.server.waiting import until
 from likewise.server.access_log import CallRecord
 from likewise.server.errors import InvalidRequest
 from likewise.shards import protocols
+from likewise.shards.spec_change import SpecChange
 from likewise.v1 import item_service_pb2
 from likewise.v1 import search_service_pb2 as pb
 
@@ -49,6 +50,12 @@ def _raw(stubs: Stubs, method: str) -> Any:
             grpc.StatusCode.INTERNAL,
             "STORE_FAILURE",
             id="store failure",
+        ),
+        pytest.param(
+            SpecChange("spaces of gallery 'shop' cannot be changed"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "SPEC_CHANGE",
+            id="rows do not fit",
         ),
         pytest.param(
             protocols.Unavailable("the writer drains"),

@@ -6,7 +6,8 @@ from typing import Final
 
 from likewise.cli.benchmark.dataset import Dataset, item_id
 from likewise.client import Client, Gallery
-from likewise.client.galleries import GalleryStats, IndexSpec
+from likewise.client.galleries import IndexSpec
+from likewise.client.gallery_stats import GalleryStats
 
 ATTRIBUTES: Final = {"share": "double", "cluster_share": "double"}
 _POLL_S: Final = 0.1

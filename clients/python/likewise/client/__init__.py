@@ -6,7 +6,8 @@ from likewise.client.aio_gallery import AsyncGallery
 from likewise.client.errors import *  # noqa: F403 - every error is API, named by errors.__all__
 from likewise.client.filter_text import parse_filter
 from likewise.client.filters import F, Filter
-from likewise.client.galleries import GalleryInfo, GalleryStats, IndexSpec, RecallEstimate, ShardStats
+from likewise.client.galleries import GalleryInfo, IndexSpec
+from likewise.client.gallery_stats import GalleryStats, RecallEstimate, ShardStats
 from likewise.client.items import Item, Items
 from likewise.client.models import Health, Model, Promotion
 from likewise.client.references import Condition, Examples, Reference

@@ -13,11 +13,12 @@ from typing import Any, Unpack
 
 import numpy.typing as npt
 
-from likewise.client import galleries, items, requests, snapshots, upserts
+from likewise.client import galleries, gallery_stats, items, requests, snapshots, upserts
 from likewise.client.attributes import Columns, Schema, to_columns, unknown_names
 from likewise.client.errors import LikewiseError
 from likewise.client.filters import Filter
-from likewise.client.galleries import GalleryInfo, GalleryStats, IndexSpec
+from likewise.client.galleries import GalleryInfo, IndexSpec
+from likewise.client.gallery_stats import GalleryStats
 from likewise.client.items import Item, Items
 from likewise.client.progress import ProgressChoice, Reporter
 from likewise.client.requests import Query
@@ -219,13 +220,13 @@ class AsyncGallery:
 
     async def stats(self, *, timeout: float | None = None) -> GalleryStats:
         """As `Gallery.stats`."""
-        return await self._transport.call(galleries.stats_call(self.name), timeout)
+        return await self._transport.call(gallery_stats.stats_call(self.name), timeout)
 
     async def wait_until_ready(self, *, timeout: float | None = None) -> GalleryStats:
         """As `Gallery.wait_until_ready`."""
-        waiting = galleries.Waiting(self._transport.config.deadline_s(timeout))
+        waiting = gallery_stats.Waiting(self._transport.config.deadline_s(timeout))
         while not waiting.is_over(stats := await self.stats(timeout=waiting.left_s())):  # noqa: ASYNC110 - of a server
-            await asyncio.sleep(galleries.POLL_S)
+            await asyncio.sleep(gallery_stats.POLL_S)
         return stats
 
     async def update(

@@ -1,24 +1,18 @@
-"""Galleries: what they are made of, what they report, and the calls about them."""
+"""Galleries: what they are made of, and the calls about them."""
 
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from likewise.client import rpc
 from likewise.client.attributes import TYPE_NAMES, Schema, attribute_type
-from likewise.client.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, InvalidType
+from likewise.client.errors import AlreadyExists, InvalidArgument, InvalidType
 from likewise.client.references import set_field
-from likewise.client.results import enum_word
 from likewise.client.rpc import Call, make_call
 from likewise.v1 import gallery_service_pb2 as gallery_pb
-
-POLL_S: Final = 0.1
-"""Seconds between two looks at a gallery that is not ready."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,115 +77,11 @@ class GalleryInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class RecallEstimate:
-    """Recall of a shard's approximate searches, as it was measured.
-
-    Attributes:
-        space: Which of the gallery's.
-        max_share: Of searches whose filter leaves at most this share of the rows; 1 for those without a filter.
-        queries: Queries it rests on.
-        recall: Mean share of the true k best that was found.
-        low: Lower end of the 95 % interval of its expectation.
-        high: Upper end.
-        live: From live queries; False: from stored rows, before there were any.
-        local_dimension: Median local intrinsic dimension at the queries; None where it could not be told.
-    """
-
-    space: str
-    max_share: float
-    queries: int
-    recall: float
-    low: float
-    high: float
-    live: bool
-    local_dimension: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStats:
-    """One copy of a shard that is up, `lag` store versions behind the gallery; see the proto's ReplicaStats."""
-
-    address: str
-    state: str
-    version: int
-    lag: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardStats:
-    """One shard: `live` rows can be found, `fresh` ones lie beside the sealed index; see the proto's ShardStats.
-
-    `replicas` lists its copies on a cluster; a server in one process has none to tell of.
-    """
-
-    shard: int
-    live: int
-    sealed: int
-    fresh: int
-    tombstones: int
-    index: str
-    state: str
-    version: int
-    memory_bytes: int
-    message: str
-    recall: tuple[RecallEstimate, ...] = ()
-    replicas: tuple[ReplicaStats, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class GalleryStats:
-    """A gallery's live items, its shards and its newest committed store version."""
-
-    gallery: GalleryInfo
-    items: int
-    shards: tuple[ShardStats, ...]
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
 class GalleryPage:
     """One page of galleries and the token of the next; "" after the last."""
 
     galleries: tuple[GalleryInfo, ...]
     next_page_token: str
-
-
-class Waiting:
-    """Waits for a gallery's indexes.
-
-    Args:
-        limit_s: Seconds in all; None for no limit.
-    """
-
-    def __init__(self, limit_s: float | None) -> None:
-        self._end = math.inf if limit_s is None else time.monotonic() + limit_s
-        self._limit_s = limit_s
-
-    def left_s(self) -> float:
-        """Seconds left for the next look, always more than 0."""
-        return max(self._end - time.monotonic(), POLL_S)
-
-    def is_over(self, stats: GalleryStats) -> bool:
-        """Whether every shard serves the newest version with its index built.
-
-        Raises:
-            FailedPrecondition: If a build failed.
-            DeadlineExceeded: If it is not over and the time is up.
-        """
-        for shard in stats.shards:
-            if shard.state == "failed":
-                raise FailedPrecondition(
-                    f"gallery {stats.gallery.name!r}: the index of shard {shard.shard} failed: {shard.message}",
-                    reason="INDEX_FAILED",
-                )
-        behind = [shard for shard in stats.shards if shard.state != "ready" or shard.version < stats.version]
-        if behind and time.monotonic() >= self._end:
-            states = ", ".join(f"shard {shard.shard} is {shard.state} at version {shard.version}" for shard in behind)
-            raise DeadlineExceeded(
-                f"gallery {stats.gallery.name!r} is not ready after {self._limit_s} s: {states}, the newest version is "
-                f"{stats.version}"
-            )
-        return not behind
 
 
 def create_call(
@@ -258,11 +148,6 @@ def update_call(
 def delete_call(name: str) -> Call[None]:
     """GalleryService.Delete."""
     return make_call(rpc.DELETE_GALLERY, gallery_pb.GalleryServiceDeleteRequest(name=name_of(name)), _nothing)
-
-
-def stats_call(name: str) -> Call[GalleryStats]:
-    """GalleryService.Stats."""
-    return make_call(rpc.GALLERY_STATS, gallery_pb.GalleryServiceStatsRequest(name=name_of(name)), _stats)
 
 
 def check_same(
@@ -362,40 +247,6 @@ def _gallery(message: gallery_pb.Gallery) -> GalleryInfo:
 
 def _page(message: gallery_pb.GalleryServiceListResponse) -> GalleryPage:
     return GalleryPage(tuple(_gallery(one) for one in message.galleries), message.next_page_token)
-
-
-def _stats(message: gallery_pb.GalleryServiceStatsResponse) -> GalleryStats:
-    shards = tuple(
-        ShardStats(
-            one.shard,
-            one.live,
-            one.sealed,
-            one.fresh,
-            one.tombstones,
-            one.index,
-            enum_word(gallery_pb.IndexState, one.state, "INDEX_STATE_"),
-            one.version,
-            one.memory_bytes,
-            one.message,
-            tuple(_recall(estimate) for estimate in one.recall),
-            tuple(
-                ReplicaStats(
-                    replica.address,
-                    enum_word(gallery_pb.ReplicaState, replica.state, "REPLICA_STATE_"),
-                    replica.version,
-                    replica.lag,
-                )
-                for replica in one.replicas
-            ),
-        )
-        for one in message.shards
-    )
-    return GalleryStats(_gallery(message.gallery), message.items, shards, message.version)
-
-
-def _recall(one: gallery_pb.RecallEstimate) -> RecallEstimate:
-    dimension = one.local_dimension if one.HasField("local_dimension") else None
-    return RecallEstimate(one.space, one.max_share, one.queries, one.recall, one.low, one.high, one.live, dimension)
 
 
 def _nothing(message: object) -> None:

@@ -8,11 +8,12 @@ from typing import Any, Unpack
 
 import numpy.typing as npt
 
-from likewise.client import galleries, items, requests, snapshots, upserts
+from likewise.client import galleries, gallery_stats, items, requests, snapshots, upserts
 from likewise.client.attributes import Columns, Schema, to_columns, unknown_names
 from likewise.client.errors import LikewiseError
 from likewise.client.filters import Filter
-from likewise.client.galleries import GalleryInfo, GalleryStats, IndexSpec
+from likewise.client.galleries import GalleryInfo, IndexSpec
+from likewise.client.gallery_stats import GalleryStats
 from likewise.client.items import Item, Items
 from likewise.client.progress import ProgressChoice, Reporter
 from likewise.client.requests import Query
@@ -239,7 +240,7 @@ class Gallery:
 
     def stats(self, *, timeout: float | None = None) -> GalleryStats:
         """Counts, sizes and states of the gallery's shards."""
-        return self._transport.call(galleries.stats_call(self.name), timeout)
+        return self._transport.call(gallery_stats.stats_call(self.name), timeout)
 
     def wait_until_ready(self, *, timeout: float | None = None) -> GalleryStats:
         """Wait until every shard serves the newest version with its index built; answers are right before too.
@@ -248,9 +249,9 @@ class Gallery:
             DeadlineExceeded: If that takes longer than `timeout` seconds (default the client's).
             FailedPrecondition: If an index cannot be built.
         """
-        waiting = galleries.Waiting(self._transport.config.deadline_s(timeout))
+        waiting = gallery_stats.Waiting(self._transport.config.deadline_s(timeout))
         while not waiting.is_over(stats := self.stats(timeout=waiting.left_s())):
-            time.sleep(galleries.POLL_S)
+            time.sleep(gallery_stats.POLL_S)
         return stats
 
     def update(

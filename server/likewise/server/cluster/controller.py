@@ -25,10 +25,11 @@ from likewise.server.cluster.placed import Placed, addresses_of, flat
 from likewise.server.cluster.protocols import Catalogue
 from likewise.server.cluster.routing import Board
 from likewise.server.cluster.supervisor import Supervisor
-from likewise.server.errors import FailedPrecondition, InvalidRequest, NotFound, Unavailable
+from likewise.server.errors import InvalidRequest, NotFound, Unavailable
 from likewise.shards import spec as specs
 from likewise.shards.snapshots import Snapshot
 from likewise.shards.spec import GallerySpec, SpecError
+from likewise.shards.spec_change import check_change
 from likewise.v1 import gallery_service_pb2
 
 T = TypeVar("T")
@@ -178,15 +179,15 @@ class Controller:
 
         Raises:
             NotFound: If there is no such gallery.
-            FailedPrecondition: If its spaces would change, or an attribute would go or change its type; if new shards
-                fail a check; if it is being changed already.
+            SpecChange: If its spaces would change, or an attribute would go or change its type.
+            FailedPrecondition: If new shards fail a check, or if it is being changed already.
             Unavailable: If a part is not up or does not follow; calling again completes the change.
         """
         async with self._changing:
             placed = self._find(spec.name)
             old = placed.spec
             spec = dataclasses.replace(_valid(spec), gallery_id=old.gallery_id, created_micros=old.created_micros)
-            _check_change(old, spec)
+            check_change(old, spec)
             if placed.read_only:
                 raise read_only.refusal(spec.name)
             if placed.change is not None:
@@ -436,15 +437,3 @@ def _valid(spec: GallerySpec) -> GallerySpec:
         return specs.validate(spec)
     except SpecError as error:
         raise InvalidRequest(str(error), field=error.field) from error
-
-
-def _check_change(old: GallerySpec, new: GallerySpec) -> None:
-    if old.spaces != new.spaces:
-        raise FailedPrecondition(f"the spaces of gallery {old.name!r} cannot be changed", field="spec.spaces")
-    known = {attribute.name: attribute for attribute in new.attributes}
-    for attribute in old.attributes:
-        if known.get(attribute.name) != attribute:
-            raise FailedPrecondition(
-                f"attribute {attribute.name!r} of gallery {old.name!r} cannot be dropped or given another type",
-                field="spec.attributes",
-            )
