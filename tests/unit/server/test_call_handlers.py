@@ -8,6 +8,7 @@ import grpc
 import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2
+from tests.unit.panic import Panic
 from tests.unit.server.fakes import FakeGalleries, details, fake_server, field_of, info, retry_s
 from tests.unit.server.stubs import Stubs, by_vector, connected, shop, upsert, vectors
 from tests.unit.server.waiting import until
@@ -105,10 +106,6 @@ async def test_an_error_of_any_length_arrives_cut_to_what_headers_hold() -> None
     assert (caught.value.details() or "").startswith("éééé")
     assert (caught.value.details() or "").endswith("...")
     assert field_of(caught.value) == "items"
-
-
-class Panic(BaseException):
-    """As a library in Rust raises it: no `Exception`."""
 
 
 @pytest.mark.parametrize("failure", [KeyError("/secret/path"), Panic("/secret/path")])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from tests.unit.panic import Panic
 from tests.unit.server.fakes import FakeWriter
 from tests.unit.server.waiting import until
 
@@ -261,10 +262,6 @@ async def test_nothing_is_kept_of_searches_that_ended() -> None:
     await _all(tasks)
 
     await until(lambda: groups.lanes == 0)
-
-
-class Panic(BaseException):
-    """As a library in Rust raises it: no `Exception`."""
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("a defect"), Panic("a defect")])

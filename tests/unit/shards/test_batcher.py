@@ -4,13 +4,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tests.unit.panic import Panic
 
 from likewise.shards.batcher import Batcher, _Budget
 from likewise.shards.protocols import Overloaded, Unavailable
-
-
-class Panic(BaseException):
-    """As a library in Rust raises it: no `Exception`."""
 
 
 class Gate:
