@@ -43,8 +43,12 @@ def peers(
     seconds: Annotated[float | None, typer.Option(min=0.5, help="Seconds of each.", show_default="4")] = None,
     target: Annotated[float, typer.Option(min=0.1, max=0.999, help="Recall@10 that everyone is tuned to.")] = 0.95,
     client: Annotated[
-        str, typer.Option(help="bare: prepared messages; sdk: Likewise's and Chroma's own Python clients.")
-    ] = "bare",
+        str | None,
+        typer.Option(
+            help="How Likewise and Chroma are called. bare: prepared messages; sdk: their own Python clients.",
+            show_default="sdk for Likewise, bare for Chroma: the faster of each",
+        ),
+    ] = None,
     curve: Annotated[bool, typer.Option(help="Measure recall against calls a second.")] = True,
     open_loop: Annotated[bool, typer.Option(help="Measure latency against offered load.")] = True,
     threads: Annotated[int, typer.Option(min=1, help="Processors that everything together runs on.")] = 2,
@@ -56,7 +60,7 @@ def peers(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result lines instead of a table.")] = False,
 ) -> None:
     """Compare Likewise with what a user would pick instead: same vectors, queries, recall target and processors."""
-    if client not in ("bare", "sdk"):
+    if client not in (None, "bare", "sdk"):
         raise typer.BadParameter(f"--client must be bare or sdk, got {client!r}")
     try:
         who = chosen([name.strip() for name in only.split(",") if name.strip()], client=client)

@@ -72,14 +72,14 @@ PEERS: Final[tuple[Peer, ...]] = (
         name=LIKEWISE,
         mode="embedded",
         adapter="likewise_server",
-        options={"mode": "embedded", "shards": 1, **_OURS},
+        options={"mode": "embedded", "shards": 1, "client": "sdk", **_OURS},
         ladders=(_ladder(_EF),),
     ),
     Peer(
         name=RAY,
         mode="ray",
         adapter="likewise_server",
-        options={"mode": "ray", "shards": 2, **_OURS},
+        options={"mode": "ray", "shards": 2, "client": "sdk", **_OURS},
         ladders=(_ladder(_EF),),
     ),
     Peer(
@@ -96,7 +96,7 @@ PEERS: Final[tuple[Peer, ...]] = (
         mode="server",
         adapter="chroma_server",
         requirements=("chromadb==1.5.9",),
-        options={"m": 16, "ef_construction": 100},
+        options={"m": 16, "ef_construction": 100, "client": "bare"},
         ladders=(_ladder(_EF),),
     ),
     Peer(
@@ -141,19 +141,19 @@ PEERS: Final[tuple[Peer, ...]] = (
         name=ECHO,
         mode="process",
         adapter="echo",
-        options={"mode": "embedded", "shards": 1, **_OURS},
+        options={"mode": "embedded", "shards": 1, "client": "bare", **_OURS},
         ladders=(_ladder((64,)),),
         searches=False,
     ),
 )
 
 
-def chosen(names: Sequence[str], *, client: str) -> tuple[Peer, ...]:
+def chosen(names: Sequence[str], *, client: str | None) -> tuple[Peer, ...]:
     """The peers of these names, all of them for none, set for a run.
 
     Args:
         names: In any order.
-        client: "bare" or "sdk", for the peers that are called either way.
+        client: "bare" or "sdk" for all peers that can be called either way; None leaves each its own.
 
     Raises:
         ValueError: If there is no peer of a name.
@@ -162,5 +162,7 @@ def chosen(names: Sequence[str], *, client: str) -> tuple[Peer, ...]:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"there is no peer {unknown[0]!r}; there are {', '.join(known)}")
     return tuple(
-        replace(peer, options={**peer.options, "client": client}) for peer in PEERS if not names or peer.name in names
+        replace(peer, options={**peer.options, "client": client}) if client and "client" in peer.options else peer
+        for peer in PEERS
+        if not names or peer.name in names
     )

@@ -332,7 +332,7 @@ def _goal_parts() -> list[Callable[[Report], None]]:
     """What the goals need of the measurements there are, each in the setting of its goal."""
     plan = search_benchmark.Plan
     searches = (
-        plan(callers=(1, 32)),
+        plan(callers=(1, 32), clients=("stub", "sdk")),
         plan(items=200_000, index="flat", callers=(64,)),
         plan(items=200_000, callers=(32,), runs=1, measure_s=1.0),  # for the memory it takes
         plan(mode="ray", shards=2, callers=(32,)),

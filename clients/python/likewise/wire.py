@@ -67,8 +67,9 @@ def encode_vector(array: npt.ArrayLike, *, space: str = "") -> pb.Vector:
     vector = np.asarray(array)
     if vector.ndim != 1 or vector.shape[0] == 0:
         raise WireError(f"a vector must have the shape (d,) with d > 0, got {vector.shape}")
-    packed = encode_vectors(vector[np.newaxis], space=space)
-    return pb.Vector(dtype=packed.dtype, dim=packed.dim, data=packed.data, space=space)
+    if vector.dtype == np.float16:
+        return pb.Vector(dtype=pb.DTYPE_FLOAT16, dim=len(vector), data=pack(vector, "<f2"), space=space)
+    return pb.Vector(dtype=pb.DTYPE_FLOAT32, dim=len(vector), data=pack(vector, "<f4"), space=space)
 
 
 def decode_vectors(message: pb.Vectors | pb.Vector) -> F32:

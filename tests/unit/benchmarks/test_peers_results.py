@@ -219,7 +219,18 @@ def test_every_run_begins_with_another_peer() -> None:
 
 def test_peers_are_chosen_by_name_in_their_own_order() -> None:
     assert [peer.name for peer in chosen(["echo", "likewise"], client="sdk")] == ["likewise", "echo"]
-    assert chosen(["likewise"], client="sdk")[0].options["client"] == "sdk"
+
+
+def test_peers_are_called_in_their_own_way_or_all_alike() -> None:
+    ways = None, "bare", "sdk"
+    called = [{peer.name: peer.options.get("client") for peer in chosen([], client=way)} for way in ways]
+
+    assert [each["likewise"] for each in called] == ["sdk", "bare", "sdk"]
+    assert [each["chroma"] for each in called] == ["bare", "bare", "sdk"]
+    assert [each["pgvector"] for each in called] == [None, None, None]
+
+
+def test_a_peer_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="there is no peer 'oracle'; there are likewise"):
         chosen(["oracle"], client="bare")
 

@@ -122,7 +122,7 @@ def test_lines_of_the_search_benchmark_settle_its_goals() -> None:
                 benchmark="search",
                 target="likewise",
                 mode="embedded",
-                what="Search, stub client",
+                what=f"Search, {client} client",
                 dataset="clustered",
                 n=50_000,
                 dim=512,
@@ -130,13 +130,13 @@ def test_lines_of_the_search_benchmark_settle_its_goals() -> None:
                 index="hnsw",
                 shards=1,
                 callers=callers,
-                client="stub",
+                client=client,
                 runs=3,
                 qps=1_000.0,
                 recall_at_k=0.99,
                 ratios={"QPS / limit": 0.8, "p50 / echo p50": 1.9},
             )
-            for callers in (1, 32)
+            for callers, client in ((1, "stub"), (32, "sdk"))
         ]
     )
 
@@ -174,7 +174,7 @@ def _bench(*arguments: str) -> tuple[int, str]:
 
 def test_goals_are_read_from_result_lines(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    fields = {"benchmark": "peers", "target": "likewise", "what": "Search", "client": "bare", "n": 50_000, "dim": 512}
+    fields = {"benchmark": "peers", "target": "likewise", "what": "Search", "client": "sdk", "n": 50_000, "dim": 512}
     ratios = {"QPS / pgvector at its recall": 2.5, "QPS / chroma at its recall": 6.0}
     line = {**fields, "filter": "none", "callers": 32, "runs": 3, "recall_at_k": 0.96, "ratios": ratios}
     path.write_text(f"{json.dumps(line)}\n\n")

@@ -55,6 +55,8 @@ class AsyncGallery:
 
     async def search(self, *, timeout: float | None = None, **query: Unpack[Query]) -> Hits:
         """As `Gallery.search`."""
+        if search := requests.vector_search(self._memory, query):
+            return await self._transport.searches.search(search, timeout)
         if "image" in query:
             call = await asyncio.to_thread(requests.search_call, self._memory, query)
         else:

@@ -105,7 +105,7 @@ def condition_message(given: str | Condition, field: str) -> search_pb.Condition
     elif isinstance(condition.gate, str):
         message.gate.name = condition.gate
     elif condition.gate is not None:
-        gate = _vector(condition.gate, f"{field}.gate")
+        gate = vector_message(condition.gate, f"{field}.gate")
         if isinstance(gate, pb.MultiVector):
             raise InvalidArgument(f"{field}.gate must have the shape (d,)", field=f"{field}.gate")
         message.gate.values.CopyFrom(gate)
@@ -150,7 +150,7 @@ def reference_message(reference: Reference, field: str) -> search_pb.Reference:
             raise InvalidType(f"an id is a string, got {reference.id!r}; write str(id)", field=f"{field}id")
         set_field(message, "item_id", reference.id)
     else:
-        vector = _vector(reference.vector, f"{field}vector")
+        vector = vector_message(reference.vector, f"{field}vector")
         if isinstance(vector, pb.MultiVector):
             message.multi_vector.CopyFrom(vector)
         else:
@@ -158,7 +158,12 @@ def reference_message(reference: Reference, field: str) -> search_pb.Reference:
     return message
 
 
-def _vector(given: npt.ArrayLike | None, field: str) -> pb.Vector | pb.MultiVector:
+def vector_message(given: npt.ArrayLike | None, field: str) -> pb.Vector | pb.MultiVector:
+    """A (d,) or (1, d) array as a vector, any other (t, d) array as a multi-vector.
+
+    Raises:
+        InvalidArgument: If it is no array of numbers of such a shape.
+    """
     array = float_array(given, field)
     try:
         if array.ndim == 2 and array.shape[0] != 1:

@@ -1,7 +1,7 @@
 """Arguments of a search as a request: pure, shared by both clients."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypedDict
+from typing import Any, Final, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,16 @@ from likewise.client.references import (
     given_kinds,
     reference_message,
     set_field,
+    vector_message,
 )
 from likewise.client.results import Composition, Explanation, Hits, composition, explanation
 from likewise.client.rpc import Call, make_call
 from likewise.client.versions import GalleryMemory, VersionToken
+from likewise.v1 import common_pb2 as common_pb
 from likewise.v1 import search_service_pb2 as search_pb
 
 MAX_BATCH: Final = 1000  # requests a BatchSearch, as search_service.proto has it
+_DEFAULT_K: Final = 10
 _BATCH_BYTES: Final = 4 << 20  # of requests a message: enough to amortise a call, little enough to flow
 _BATCH_HITS: Final = 100_000  # hits an answer may bring: 50 MiB at the longest ids
 _BATCH_VECTORS: Final = 4_096  # hits with vectors an answer may bring: 64 MiB at 4,096 dimensions
@@ -91,6 +94,12 @@ class Query(TypedDict, total=False):
     request_id: str
 
 
+_KNOWN: Final = frozenset(Query.__annotations__)
+_OF_VECTOR_SEARCH: Final = _KNOWN - {
+    *("image", "text", "id", "condition", "mode", "conditions", "explanation", "request_id")
+}
+
+
 def search_call(memory: GalleryMemory, query: Query) -> Call[Hits]:
     """SearchService.Search."""
     request = search_request(memory, query)
@@ -137,7 +146,7 @@ def batch_calls(
     batch, size, hits = search_pb.BatchSearchRequest(), 0, 0
     for query in each_query(queries, shared):
         request = search_request(memory, query)
-        request_bytes, wanted = request.ByteSize(), request.k if request.HasField("k") else 10
+        request_bytes, wanted = request.ByteSize(), request.k if request.HasField("k") else _DEFAULT_K
         limit = _BATCH_VECTORS if request.mask.vectors else _BATCH_HITS
         full = size + request_bytes > _BATCH_BYTES or hits + wanted > limit or len(batch.requests) == MAX_BATCH
         if batch.requests and full:
@@ -189,17 +198,8 @@ def search_request(memory: GalleryMemory, query: Query) -> search_pb.SearchReque
     Raises:
         InvalidArgument: If arguments contradict each other, name nothing known or do not fit their fields.
     """
-    if unknown := sorted(set(query) - set(Query.__annotations__)):
-        raise InvalidType(f"unknown argument {unknown[0]!r} of a search", field=unknown[0])
-    request = search_pb.SearchRequest(
-        gallery=memory.name,
-        conditions=_conditions(query),
-        filter=filter_message(query.get("where")),
-        at_least=memory.at_least(query.get("at_least", True)),
-        request_id=query.get("request_id") or rpc.new_request_id(),
-        space=query.get("space", ""),
-        include_reference=query.get("include_reference", False),
-    )
+    request = _form(memory, query)
+    request.request_id = query.get("request_id") or rpc.new_request_id()
     reference = Reference(
         image=query.get("image"), text=query.get("text"), id=query.get("id"), vector=query.get("vector")
     )
@@ -209,15 +209,76 @@ def search_request(memory: GalleryMemory, query: Query) -> search_pb.SearchReque
         raise InvalidArgument(
             "nothing to search for: give a reference (image=, text=, id= or vector=) or a condition=", field="reference"
         )
+    return request
+
+
+class VectorSearch(NamedTuple):
+    """A search by one vector alone, without an id of its own: it takes that of the call it travels in.
+
+    Attributes:
+        request: The message.
+        kind: Equal for searches that differ in nothing but the vector.
+        most: How many like it a BatchSearch takes.
+    """
+
+    request: search_pb.SearchRequest
+    kind: bytes
+    most: int
+
+    def call(self) -> Call[Hits]:
+        """It as SearchService.Search."""
+        return make_call(rpc.SEARCH, self.request, Hits)
+
+
+def vector_search(memory: GalleryMemory, query: Query) -> VectorSearch | None:
+    """The search of a query that has a vector, no conditions and no request_id; None for any other.
+
+    Raises:
+        InvalidArgument: As `search_request`.
+    """
+    if query.get("vector") is None or not _OF_VECTOR_SEARCH.issuperset(query):
+        return None
+    request = _form(memory, query)
+    kind = request.SerializeToString(deterministic=True)
+    message = vector_message(query["vector"], "vector")
+    if isinstance(message, common_pb.MultiVector):
+        return None
+    request.reference.vector.CopyFrom(message)
+    wanted = max(1, request.k if request.HasField("k") else _DEFAULT_K)
+    limit = _BATCH_VECTORS if request.mask.vectors or request.mask.attributes else _BATCH_HITS
+    return VectorSearch(request, kind, min(_BATCH_BYTES // request.ByteSize(), limit // wanted))
+
+
+def together(searches: Sequence[VectorSearch]) -> Call[list[Hits | LikewiseError]]:
+    """Searches as one BatchSearch, answered in order."""
+    batch = search_pb.BatchSearchRequest(requests=[search.request for search in searches])
+    return make_call(rpc.BATCH_SEARCH, batch, _batch_results)
+
+
+def _form(memory: GalleryMemory, query: Query) -> search_pb.SearchRequest:
+    """All of a request but reference and id."""
+    if not _KNOWN.issuperset(query):
+        unknown = min(set(query) - _KNOWN)
+        raise InvalidType(f"unknown argument {unknown!r} of a search", field=unknown)
+    request = search_pb.SearchRequest(
+        gallery=memory.name,
+        conditions=_conditions(query),
+        filter=filter_message(query.get("where")),
+        at_least=memory.at_least(query.get("at_least", True)),
+        space=query.get("space", ""),
+        include_reference=query.get("include_reference", False),
+    )
     if "k" in query:
         set_field(request, "k", query["k"])
     _set_cutoff(request, query)
     for name in ("exact", "target_recall", "ef", "nprobe", "over_fetch"):
         if (value := query.get(name)) is not None:
             set_field(request.params, name, value)
-    request.mask.attributes.extend(wanted_attributes(query.get("attributes", False)))
-    set_field(request.mask, "vectors", query.get("vectors", False))
-    set_field(request.mask, "explanation", query.get("explanation", False))
+    if wanted := wanted_attributes(query.get("attributes", False)):
+        request.mask.attributes.extend(wanted)
+    for name in ("vectors", "explanation"):
+        if name in query:
+            set_field(request.mask, name, query.get(name))
     _set_partial(request, query)
     return request
 

@@ -1,5 +1,6 @@
 """What a search answers, in Python: frozen values around numpy columns."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, overload
@@ -143,15 +144,7 @@ class Hits(Sequence[Hit]):
         scores: (n,) float32.
         relevances: (n,) float64, or None when the model has no calibration.
         vectors: (n, d) float32 of unit length, read-only; None unless asked for.
-        score_kind: "cosine", "gated_cosine" or "chamfer".
-        condition_scores: When an explanation was asked for, condition index to (n,) float32; the number of conditions
-            itself stands for the reference.
-        coverage: What was really searched.
-        timing: Where the time went.
-        plan: How it was found.
-        models: Models that took part.
         version: Oldest store version among the shards that answered.
-        warnings: What to know about the answer.
         request_id: The call's id, as the server's log has it.
     """
 
@@ -161,25 +154,55 @@ class Hits(Sequence[Hit]):
         self.scores: F32 = unpack(hits.scores, "<f4").astype(np.float32)
         self.relevances: F64 | None = unpack(hits.relevances, "<f8").astype(np.float64) if hits.relevances else None
         self.vectors: F32 | None = decode_vectors(hits.vectors) if hits.HasField("vectors") else None
-        self.score_kind = enum_word(search_pb.ScoreKind, hits.score_kind, "SCORE_KIND_")
-        self.condition_scores: dict[int, F32] = {
-            one.condition: unpack(one.scores, "<f4").astype(np.float32) for one in hits.condition_scores
-        }
-        self.coverage = _coverage(message.coverage)
-        self.timing = _timing(message.timing)
-        self.plan = _plan(message.plan)
-        self.models = _models(message.models)
         self.version: int = message.version
-        self.warnings = notices(message.warnings)
         self.request_id: str = message.request_id
-        self._columns = tuple(hits.attributes)
+        self._message = message
         self._attributes: list[Attributes] | None = None
+
+    # What few callers look at is made when they do: all of it together takes longer than the hits themselves.
+
+    @functools.cached_property
+    def condition_scores(self) -> dict[int, F32]:
+        """Condition index to (n,) float32, when asked for; the number of conditions itself stands for the reference."""
+        return {
+            one.condition: unpack(one.scores, "<f4").astype(np.float32) for one in self._message.hits.condition_scores
+        }
+
+    @functools.cached_property
+    def score_kind(self) -> str:
+        """What a score is: "cosine", "gated_cosine" or "chamfer"."""
+        return enum_word(search_pb.ScoreKind, self._message.hits.score_kind, "SCORE_KIND_")
+
+    @functools.cached_property
+    def coverage(self) -> Coverage:
+        """What was really searched."""
+        return _coverage(self._message.coverage)
+
+    @functools.cached_property
+    def timing(self) -> Timing:
+        """Where the time went."""
+        return _timing(self._message.timing)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """How it was found."""
+        return _plan(self._message.plan)
+
+    @functools.cached_property
+    def models(self) -> tuple[ModelRef, ...]:
+        """Models that took part."""
+        return _models(self._message.models)
+
+    @functools.cached_property
+    def warnings(self) -> tuple[Notice, ...]:
+        """What to know about the answer."""
+        return notices(self._message.warnings)
 
     @property
     def attributes(self) -> list[Attributes]:
         """One dict a hit with the attributes asked for; built when first looked at."""
         if self._attributes is None:
-            self._attributes = rows_of(self._columns, len(self.ids))
+            self._attributes = rows_of(self._message.hits.attributes, len(self.ids))
         return self._attributes
 
     def column(self, name: str) -> list[AttributeValue]:
@@ -188,7 +211,7 @@ class Hits(Sequence[Hit]):
         Raises:
             KeyError: If it was not asked for.
         """
-        for column in self._columns:
+        for column in self._message.hits.attributes:
             if column.name == name:
                 return decode_column(column)
         raise KeyError(name)

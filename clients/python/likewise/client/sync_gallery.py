@@ -59,6 +59,8 @@ class Gallery:
             NotFound: If the gallery or the reference item is not there. An empty answer is no error.
             InvalidArgument: If an argument is wrong; `field` names it.
         """
+        if search := requests.vector_search(self._memory, query):
+            return self._transport.searches.search(search, timeout)
         return self._transport.call(requests.search_call(self._memory, query), timeout)
 
     def search_batch(

@@ -13,6 +13,7 @@ import grpc.aio
 from likewise.client.channel import ChannelConfig
 from likewise.client.errors import REQUEST_ID_KEY, Cancelled, ClientClosed, LikewiseError
 from likewise.client.rpc import Call, Rpc, read_answer, translated
+from likewise.client.search_batching import AsyncSearchBatcher, SearchBatcher
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -24,7 +25,12 @@ _CLOSE_GRACE_S: Final = 0.0  # closing gives up what is under way, in both world
 
 
 class Transport:
-    """A channel for threads."""
+    """A channel for threads.
+
+    Attributes:
+        config: Where to and how.
+        searches: Puts searches together that come at the same time.
+    """
 
     def __init__(self, config: ChannelConfig) -> None:
         self.config = config
@@ -36,6 +42,7 @@ class Transport:
         self._methods: dict[str, grpc.UnaryUnaryMultiCallable[bytes, Any]] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self.searches = SearchBatcher(self.call, config)
 
     def call(self, call: Call[T], timeout: float | None) -> T:
         """One call."""
@@ -161,13 +168,14 @@ class Transport:
 
 
 class AsyncTransport:
-    """A channel for one event loop, opened by the first call."""
+    """A channel for one event loop, opened by the first call; attributes as of `Transport`."""
 
     def __init__(self, config: ChannelConfig) -> None:
         self.config = config
         self._channel: grpc.aio.Channel | None = None
         self._methods: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, Any]] = {}
         self._closed = False
+        self.searches = AsyncSearchBatcher(self.call, config)
 
     async def call(self, call: Call[T], timeout: float | None) -> T:
         """One call."""

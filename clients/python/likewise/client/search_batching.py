@@ -1,0 +1,345 @@
+# ruff: noqa: ASYNC109 - these timeouts are gRPC deadlines, which the server sees too; asyncio.timeout is local
+"""Searches by a vector that come at the same time travel together, as one BatchSearch.
+
+What a call costs beside the search itself, in the client, in gRPC and in the server, is then paid once for all of
+them. An idle client adds no delay: a search that meets no other goes at once, as a Search of its own. Those that come
+while it is under way wait for it and then go together, so that a batch is as large as the load makes it. How long they
+wait for a call that does not come back is bounded.
+
+Only what costs the server the same goes together: searches that differ in nothing but their vector. Each has its own
+answer or error, and one that fails for a passing reason is asked again by itself, under gRPC's retries.
+"""
+
+import asyncio
+import copy
+import math
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from grpc import StatusCode
+
+from likewise.client.channel import ChannelConfig
+from likewise.client.errors import AnswerTooLarge, LikewiseError
+from likewise.client.requests import VectorSearch, together
+from likewise.client.results import Hits
+from likewise.client.rpc import Call
+
+MAX_TOGETHER: Final = 256
+"""Searches of one call; the server would not search more at a time."""
+
+MIN_TIMEOUT_S: Final = 1.0
+"""Searches with less time than that do not wait for others."""
+
+PATIENCE: Final = 2.0
+"""How much longer than the last call took a search waits for the one under way, between the bounds below."""
+MIN_PATIENCE_S: Final = 0.005
+MAX_PATIENCE_S: Final = 0.05
+
+_PASSING: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.CANCELLED})
+"""What gRPC tries again by itself when it is the status of a call."""
+
+_Key = tuple[bytes, float]
+_Outcome = Hits | Exception | None
+"""What became of a search in company; None: it is to be asked again alone."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A search that waits for its turn and then for its answer, until `deadline` by the monotonic clock."""
+
+    search: VectorSearch
+    deadline: float
+    future: asyncio.Future[_Outcome]
+    group: "_Group | None" = None
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """Searches that may travel together.
+
+    Attributes:
+        under_way: Calls that are.
+        waiting: Searches that go next.
+        took_s: Time of the last call.
+        due: What starts those that wait.
+    """
+
+    under_way: int = 0
+    waiting: list[_Waiting] = field(default_factory=list)
+    took_s: float = 0.0
+    due: asyncio.Handle | None = None
+
+
+class _Group:
+    """Searches under way together; the last of their callers to leave takes the call along."""
+
+    def __init__(self, members: Sequence[_Waiting]) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self._left = len(members)
+        for member in members:
+            member.group = self
+
+    def leave(self) -> None:
+        self._left -= 1
+        if self._left == 0 and self.task is not None:
+            self.task.cancel()
+
+
+class AsyncSearchBatcher:
+    """Puts searches together; for one event loop.
+
+    Args:
+        call: Carries a call, as `AsyncTransport.call`.
+        config: Deadlines.
+    """
+
+    def __init__(
+        self, call: Callable[[Call[Any], float | None], Coroutine[Any, Any, Any]], config: ChannelConfig
+    ) -> None:
+        self._call = call
+        self._config = config
+        self._lanes: dict[_Key, _Lane] = {}
+
+    async def search(self, search: VectorSearch, timeout: float | None) -> Hits:
+        """The answer to one search, alone or in company; raises what a call of its own raises."""
+        timeout_s = _seconds(self._config, timeout)
+        if timeout_s < MIN_TIMEOUT_S:
+            alone: Hits = await self._call(search.call(), timeout)
+            return alone
+        loop = asyncio.get_running_loop()
+        entry = _Waiting(search, time.monotonic() + timeout_s, loop.create_future())
+        key = search.kind, timeout_s
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane()
+            # Not at once: whoever is ready in this turn of the event loop comes along.
+            lane.due = loop.call_soon(self._start, key, lane)
+        elif lane.due is None:
+            lane.due = loop.call_later(_patience_s(lane.took_s), self._start, key, lane)
+        lane.waiting.append(entry)
+        try:
+            outcome: _Outcome = await entry.future
+        except asyncio.CancelledError:
+            if entry.group is not None:
+                entry.group.leave()
+            raise
+        if outcome is None:
+            again: Hits = await self._call(search.call(), _left_s(entry.deadline))
+            return again
+        return _returned(outcome)
+
+    @property
+    def kinds(self) -> int:
+        """Kinds of searches that are under way or wait."""
+        return len(self._lanes)
+
+    def _start(self, key: _Key, lane: _Lane) -> None:
+        """Send off what waits; forget the lane if nothing does and nothing is under way."""
+        if lane.due is not None:
+            lane.due.cancel()
+            lane.due = None
+        # A caller that was cancelled took its future along.
+        waiting, lane.waiting = [entry for entry in lane.waiting if not entry.future.done()], []
+        while waiting:
+            most = _most(waiting[0].search)
+            members, waiting = waiting[:most], waiting[most:]
+            lane.under_way += 1
+            group, started = _Group(members), time.monotonic()
+            group.task = asyncio.get_running_loop().create_task(self._go(members))
+
+            def ended(
+                task: asyncio.Task[None], members: Sequence[_Waiting] = members, started: float = started
+            ) -> None:
+                self._ended(key, lane, members, time.monotonic() - started)
+
+            # Not in the task: one that is cancelled before its first step runs nothing of what it has.
+            group.task.add_done_callback(ended)
+        if not lane.under_way:
+            del self._lanes[key]
+
+    async def _go(self, members: Sequence[_Waiting]) -> None:
+        call = _call_of([member.search for member in members])
+        try:
+            answer = await self._call(call, _left_s(members[0].deadline))
+        except asyncio.CancelledError:
+            raise  # by the last of its callers, or with the event loop
+        except Exception as error:
+            outcomes = _failed(error, len(members))
+        else:
+            outcomes = _answered(answer, call)
+        for member, outcome in zip(members, outcomes, strict=True):
+            if not member.future.done():
+                member.future.set_result(outcome)
+
+    def _ended(self, key: _Key, lane: _Lane, members: Sequence[_Waiting], took_s: float) -> None:
+        for member in members:
+            if not member.future.done():
+                member.future.cancel()
+        lane.under_way -= 1
+        lane.took_s = took_s
+        if lane.due is not None:
+            lane.due.cancel()
+        # Not at once: those who have just been answered may ask again in this turn of the event loop.
+        lane.due = asyncio.get_running_loop().call_soon(self._start, key, lane)
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """A thread's search: it waits until it is answered, or has to make the call for `members`, itself the first."""
+
+    search: VectorSearch
+    deadline: float
+    woken: threading.Event = field(default_factory=threading.Event)
+    members: "Sequence[_Seat]" = ()
+    outcome: _Outcome = None
+
+
+@dataclass(slots=True, eq=False)
+class _Bench:
+    """As `_Lane`, for threads."""
+
+    under_way: int = 0
+    waiting: list[_Seat] = field(default_factory=list)
+    took_s: float = 0.0
+
+
+class SearchBatcher:
+    """As `AsyncSearchBatcher`, for threads: one of those that wait makes the call for all.
+
+    Args:
+        call: Carries a call, as `Transport.call`.
+        config: Deadlines.
+    """
+
+    def __init__(self, call: Callable[[Call[Any], float | None], Any], config: ChannelConfig) -> None:
+        self._call = call
+        self._config = config
+        self._benches: dict[_Key, _Bench] = {}
+        self._lock = threading.Lock()
+
+    def search(self, search: VectorSearch, timeout: float | None) -> Hits:
+        """As `AsyncSearchBatcher.search`."""
+        timeout_s = _seconds(self._config, timeout)
+        if timeout_s < MIN_TIMEOUT_S:
+            alone: Hits = self._call(search.call(), timeout)
+            return alone
+        key, seat = (search.kind, timeout_s), _Seat(search, time.monotonic() + timeout_s)
+        with self._lock:
+            bench = self._benches.setdefault(key, _Bench())
+            bench.waiting.append(seat)
+            if not bench.under_way:
+                self._appoint(bench)
+        try:
+            if not seat.woken.wait(_patience_s(bench.took_s)):
+                with self._lock:
+                    if seat in bench.waiting:
+                        self._appoint(bench)
+                seat.woken.wait()
+        except BaseException:  # Ctrl-C: nobody may be left waiting for this thread
+            with self._lock:
+                if seat in bench.waiting:
+                    bench.waiting.remove(seat)
+            if seat.members:
+                self._give_out(key, bench, seat.members, [None] * len(seat.members))
+            raise
+        if seat.members:
+            self._lead(key, bench, seat.members)
+        if seat.outcome is None:
+            again: Hits = self._call(search.call(), _left_s(seat.deadline))
+            return again
+        return _returned(seat.outcome)
+
+    @property
+    def kinds(self) -> int:
+        """As `AsyncSearchBatcher.kinds`."""
+        return len(self._benches)
+
+    def _appoint(self, bench: _Bench) -> None:
+        """Have the first of those that wait make the next call; to be called with the lock."""
+        first = bench.waiting[0]
+        most = _most(first.search)
+        first.members, bench.waiting = bench.waiting[:most], bench.waiting[most:]
+        bench.under_way += 1
+        first.woken.set()
+
+    def _lead(self, key: _Key, bench: _Bench, members: Sequence[_Seat]) -> None:
+        started = time.monotonic()
+        outcomes: Sequence[_Outcome] = [None] * len(members)
+        try:
+            call = _call_of([member.search for member in members])
+            outcomes = _answered(self._call(call, _left_s(members[0].deadline)), call)
+        except Exception as error:
+            outcomes = _failed(error, len(members))
+        finally:
+            bench.took_s = time.monotonic() - started
+            self._give_out(key, bench, members, outcomes)
+
+    def _give_out(self, key: _Key, bench: _Bench, members: Sequence[_Seat], outcomes: Sequence[_Outcome]) -> None:
+        """Hand out the outcomes, and the lead to the next that waits."""
+        for member, outcome in zip(members, outcomes, strict=True):
+            member.outcome = outcome
+            member.woken.set()
+        with self._lock:
+            bench.under_way -= 1
+            if bench.waiting:
+                self._appoint(bench)
+            elif not bench.under_way:
+                del self._benches[key]
+
+
+def _seconds(config: ChannelConfig, timeout: float | None) -> float:
+    seconds = config.deadline_s(timeout)
+    return math.inf if seconds is None else seconds
+
+
+def _left_s(deadline: float) -> float:
+    """What a call is given; never nothing, so that gRPC and not an argument check says that the time is over."""
+    return max(deadline - time.monotonic(), 0.001)
+
+
+def _patience_s(took_s: float) -> float:
+    return min(max(PATIENCE * took_s, MIN_PATIENCE_S), MAX_PATIENCE_S)
+
+
+def _most(search: VectorSearch) -> int:
+    """Searches like this one that may go together."""
+    return max(1, min(MAX_TOGETHER, search.most))
+
+
+def _call_of(searches: Sequence[VectorSearch]) -> Call[Any]:
+    return searches[0].call() if len(searches) == 1 else together(searches)
+
+
+def _answered(answer: Hits | Sequence[Hits | LikewiseError], call: Call[Any]) -> list[_Outcome]:
+    """The outcomes of a call that was answered: what failed for a passing reason is to be asked again."""
+    if isinstance(answer, Hits):
+        return [answer]
+    outcomes: list[_Outcome] = []
+    for one in answer:
+        if isinstance(one, LikewiseError):
+            one.request_id = one.request_id or call.request_id
+            outcomes.append(None if one.code in _PASSING else one)
+        else:
+            outcomes.append(one)
+    return outcomes
+
+
+def _failed(error: Exception, count: int) -> list[_Outcome]:
+    """The outcomes of a call that failed as a whole: an error for each, as each caller adds its own traceback."""
+    if count > 1 and isinstance(error, AnswerTooLarge):
+        return [None] * count
+    outcomes: list[_Outcome] = [error]
+    for _ in range(count - 1):
+        twin = copy.copy(error) if isinstance(error, LikewiseError) else error
+        twin.__cause__ = error.__cause__
+        outcomes.append(twin)
+    return outcomes
+
+
+def _returned(outcome: Hits | Exception) -> Hits:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

@@ -1,0 +1,525 @@
+# ruff: noqa: ASYNC109 - these timeouts are gRPC deadlines; asyncio.timeout is local
+"""Which searches travel together, and what becomes of each."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from grpc import StatusCode
+from tests.unit.client.fake_failures import Failure
+from tests.unit.client.fake_server import FakeServer
+
+from likewise.client import AsyncClient, Client, InvalidArgument, LikewiseError, NotFound, Unavailable
+from likewise.client.channel import ChannelConfig
+from likewise.client.errors import AnswerTooLarge
+from likewise.client.requests import VectorSearch, vector_search
+from likewise.client.results import Hits
+from likewise.client.rpc import Call
+from likewise.client.search_batching import MAX_TOGETHER, AsyncSearchBatcher, SearchBatcher
+from likewise.client.versions import GalleryMemory
+from likewise.v1 import search_service_pb2 as pb
+from likewise.wire import decode_vectors
+
+CONFIG = ChannelConfig(target="nowhere:1")
+MEMORY = GalleryMemory("g")
+
+
+def search(number: int, **query: Any) -> VectorSearch:
+    """A search whose vector tells it apart."""
+    asked: Any = {"vector": [number, 1.0], **query}
+    made = vector_search(MEMORY, asked)
+    assert made is not None
+    return made
+
+
+def numbers(call: Call[Any]) -> list[int]:
+    """Which searches a call carries."""
+    message: Any = call.request
+    requests = message.requests if isinstance(message, pb.BatchSearchRequest) else [message]
+    return [int(decode_vectors(request.reference.vector)[0, 0]) for request in requests]
+
+
+class Answers:
+    """What the server says: the hit of each search is its number; failures as told.
+
+    Attributes:
+        calls: Numbers of the searches of every call, as they came.
+        left_s: What each call was given of time.
+        errors: By number: in place of its hits, when it is in company.
+        failures: By the number of a call: raised instead of an answer.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.left_s: list[float | None] = []
+        self.errors: dict[int, LikewiseError] = {}
+        self.failures: dict[int, BaseException] = {}
+
+    def enter(self, call: Call[Any], timeout: float | None) -> int:
+        self.calls.append(numbers(call))
+        self.left_s.append(timeout)
+        return len(self.calls) - 1
+
+    def of(self, call: Call[Any], index: int) -> Any:
+        if failure := self.failures.get(index):
+            raise failure
+        asked = numbers(call)
+        if isinstance(call.request, pb.SearchRequest):
+            return _hits(asked[0])
+        return [self.errors.get(number) or _hits(number) for number in asked]
+
+
+def _hits(number: int) -> Hits:
+    return Hits(pb.SearchResponse(hits=pb.Hits(ids=[str(number)])))
+
+
+class Async(Answers):
+    """For asyncio: a call waits for its gate, if it has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: dict[int, asyncio.Event] = {}
+        self.cancelled = 0
+        self.batcher = AsyncSearchBatcher(self.call, CONFIG)
+
+    async def call(self, call: Call[Any], timeout: float | None) -> Any:
+        index = self.enter(call, timeout)
+        try:
+            if gate := self.gates.get(index):
+                await gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return self.of(call, index)
+
+    def hold(self, index: int) -> asyncio.Event:
+        return self.gates.setdefault(index, asyncio.Event())
+
+    def ask(self, number: int, timeout: float | None = None, **query: Any) -> asyncio.Task[Hits]:
+        return asyncio.create_task(self.batcher.search(search(number, **query), timeout))
+
+
+async def turns(count: int = 6) -> None:
+    """Let everything go on that can."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def together(server: Async, count: int) -> tuple[asyncio.Event, asyncio.Task[Hits], list[asyncio.Task[Hits]]]:
+    """One search under way behind the gate, and `count` that wait for it."""
+    gate = server.hold(0)
+    first = server.ask(0)
+    await turns()
+    others = [server.ask(number) for number in range(1, count + 1)]
+    await turns()
+    assert server.calls == [[0]]
+    return gate, first, others
+
+
+def test_a_search_that_meets_no_other_is_a_call_of_its_own(connect: Callable[..., Any], server: FakeServer) -> None:
+    gallery = connect().create_gallery("g", dim=2)
+    gallery.upsert(["a", "b"], vectors=[[1, 0], [0, 1]])
+
+    found = [gallery.search(vector=vector, k=1) for vector in ([1, 0], [0, 1])]
+
+    assert [hits.ids for hits in found] == [["a"], ["b"]]
+    assert [call.method for call in server.received if "Search" in call.method] == ["Search", "Search"]
+
+
+def test_searches_of_one_moment_and_those_that_find_one_under_way_go_together() -> None:
+    async def run() -> None:
+        server = Async()
+        gate = server.hold(0)
+        burst = [server.ask(number) for number in range(3)]
+        await turns()
+        later = [server.ask(number) for number in range(3, 8)]
+        await turns()
+        assert server.calls == [[0, 1, 2]]
+
+        gate.set()
+
+        found = await asyncio.gather(*burst, *later)
+        assert server.calls == [[0, 1, 2], [3, 4, 5, 6, 7]]
+        assert [hits.ids for hits in found] == [[str(number)] for number in range(8)]
+
+    asyncio.run(run())
+
+
+def test_callers_that_ask_again_at_once_stay_together() -> None:
+    async def run() -> None:
+        server = Async()
+
+        async def caller(number: int) -> None:
+            for _ in range(3):
+                assert (await server.batcher.search(search(number), None)).ids == [str(number)]
+
+        await asyncio.gather(*(caller(number) for number in range(4)))
+
+        assert server.calls == [[0, 1, 2, 3]] * 3
+        assert server.batcher.kinds == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"k": 3}, id="k"),
+        pytest.param({"ef": 99}, id="ef"),
+        pytest.param({"vectors": True}, id="mask"),
+        pytest.param({"timeout": 7.0}, id="timeout"),
+        pytest.param({"space": "other"}, id="space"),
+    ],
+)
+def test_searches_that_differ_in_more_than_the_vector_go_apart(other: dict[str, Any]) -> None:
+    async def run() -> None:
+        server = Async()
+
+        await asyncio.gather(server.ask(0), server.ask(1, **other), server.ask(2), server.ask(3, **other))
+
+        assert server.calls == [[0, 2], [1, 3]]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        pytest.param({"text": "a star"}, id="text"),
+        pytest.param({"id": "a"}, id="id"),
+        pytest.param({"vector": [1.0, 0.0], "condition": "in red"}, id="condition"),
+        pytest.param({"vector": [1.0, 0.0], "request_id": "mine"}, id="request id"),
+        pytest.param({"vector": [[1.0, 0.0], [0.0, 1.0]]}, id="multi-vector"),
+        pytest.param({"vector": [1.0, 0.0], "id": "a"}, id="two references"),
+        pytest.param({"vector": [1.0, 0.0], "kk": 3}, id="unknown argument"),
+        pytest.param({"vector": None}, id="no vector"),
+    ],
+)
+def test_what_is_no_plain_search_by_a_vector_goes_its_own_way(query: Any) -> None:
+    assert vector_search(MEMORY, query) is None
+
+
+def test_a_search_with_little_time_waits_for_no_other() -> None:
+    async def run() -> None:
+        server = Async()
+
+        await asyncio.gather(*(server.ask(number, timeout=0.5) for number in range(3)))
+
+        assert server.calls == [[0], [1], [2]]
+        assert server.left_s == [0.5] * 3
+
+    asyncio.run(run())
+
+
+def test_a_call_has_what_its_oldest_search_has_left() -> None:
+    async def run() -> None:
+        server = Async()
+
+        await asyncio.gather(server.ask(0, timeout=5.0), server.ask(1, timeout=5.0))
+
+        (left,) = server.left_s
+        assert left is not None
+        assert 0 < left <= 5.0
+
+    asyncio.run(run())
+
+
+def test_no_more_go_together_than_an_answer_may_bring() -> None:
+    async def run() -> None:
+        server = Async()
+
+        await asyncio.gather(*(server.ask(number) for number in range(MAX_TOGETHER + 1)))
+        await asyncio.gather(*(server.ask(number, k=2000, vectors=True) for number in range(5)))
+        await asyncio.gather(*(server.ask(number, k=10_000, vectors=True) for number in range(2)))
+
+        assert list(map(len, server.calls)) == [MAX_TOGETHER, 1, 2, 2, 1, 1, 1]
+
+    asyncio.run(run())
+
+
+def test_a_call_that_does_not_come_back_is_not_waited_for() -> None:
+    async def run() -> None:
+        server = Async()
+        gate, first, others = await together(server, 2)
+
+        found = await asyncio.gather(*others)  # the gate is still shut
+
+        assert server.calls == [[0], [1, 2]]
+        assert [hits.ids for hits in found] == [["1"], ["2"]]
+        gate.set()
+        assert (await first).ids == ["0"]
+
+    asyncio.run(run())
+
+
+def test_an_error_of_one_search_is_its_own() -> None:
+    async def run() -> None:
+        server = Async()
+        server.errors[2] = NotFound("no such thing")
+        gate, first, others = await together(server, 3)
+        gate.set()
+
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+
+        assert [hits.ids for hits in (found[0], found[1], found[3]) if isinstance(hits, Hits)] == [["0"], ["1"], ["3"]]
+        assert isinstance(found[2], NotFound)
+        assert found[2].request_id
+        assert len(server.calls) == 2
+
+    asyncio.run(run())
+
+
+def test_what_fails_for_a_passing_reason_is_asked_again_alone() -> None:
+    async def run() -> None:
+        server = Async()
+        server.errors[2] = Unavailable("shard 1 is loading")
+        gate, first, others = await together(server, 3)
+        gate.set()
+
+        found = await asyncio.gather(first, *others)
+
+        assert server.calls == [[0], [1, 2, 3], [2]]
+        assert found[2].ids == ["2"]
+
+    asyncio.run(run())
+
+
+def test_an_answer_too_large_for_all_is_asked_for_one_by_one() -> None:
+    async def run() -> None:
+        server = Async()
+        server.failures[1] = AnswerTooLarge("70 MiB")
+        gate, first, others = await together(server, 3)
+        gate.set()
+
+        found = await asyncio.gather(first, *others)
+
+        assert server.calls == [[0], [1, 2, 3], [1], [2], [3]]
+        assert [hits.ids for hits in found] == [["0"], ["1"], ["2"], ["3"]]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("failure", [Unavailable("gone", reason="DRAINING"), RuntimeError("a bug")])
+def test_a_call_that_fails_fails_for_each_of_its_searches(failure: Exception) -> None:
+    async def run() -> None:
+        server = Async()
+        server.failures[1] = failure
+        gate, first, others = await together(server, 3)
+        gate.set()
+
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+
+        assert isinstance(found[0], Hits)
+        assert [(type(error), str(error)) for error in found[1:]] == [(type(failure), str(failure))] * 3
+        assert [getattr(error, "reason", "") for error in found[1:]] == [getattr(failure, "reason", "")] * 3
+        assert len(server.calls) == 2
+
+    asyncio.run(run())
+
+
+def test_the_last_caller_to_leave_takes_the_call_along() -> None:
+    async def run() -> None:
+        server = Async()
+        server.hold(1)
+        gate, first, others = await together(server, 3)
+        gone = server.ask(9)
+        await turns()
+        gone.cancel()  # before it was sent
+        gate.set()
+        await first
+        await turns()
+        assert server.calls[1] == [1, 2, 3]
+
+        others[0].cancel()
+        others[1].cancel()
+        await turns()
+        assert server.cancelled == 0
+        others[2].cancel()
+        await turns()
+
+        assert server.cancelled == 1
+        assert [task.cancelled() for task in (gone, *others)] == [True] * 4
+        assert server.batcher.kinds == 0
+
+    asyncio.run(run())
+
+
+def test_one_that_leaves_does_not_take_the_others_answers() -> None:
+    async def run() -> None:
+        server = Async()
+        gate, _, others = await together(server, 3)
+        others[1].cancel()
+        gate.set()
+
+        found = await asyncio.gather(*others, return_exceptions=True)
+
+        assert server.calls[1] == [1, 3]
+        assert isinstance(found[1], asyncio.CancelledError)
+        assert [hits.ids for hits in found if isinstance(hits, Hits)] == [["1"], ["3"]]
+
+    asyncio.run(run())
+
+
+def test_concurrent_searches_of_an_async_client_share_calls_and_keep_their_answers(server: FakeServer) -> None:
+    async def run() -> Sequence[Hits]:
+        async with AsyncClient(server.address) as client:
+            gallery = await client.create_gallery("g", dim=2)
+            await gallery.upsert(["a", "b"], vectors=[[1, 0], [0, 1]], progress=False)
+            return await asyncio.gather(
+                *(gallery.search(vector=[1, 0] if number % 3 else [0, 1], k=1) for number in range(60))
+            )
+
+    found = asyncio.run(run())
+
+    assert [hits.ids for hits in found] == [["a"] if number % 3 else ["b"] for number in range(60)]
+    assert [len(call.request.requests) for call in server.calls("BatchSearch")] == [60]
+    assert found[0].coverage.fraction == 1.0
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again(server: FakeServer) -> None:
+    server.fail("BatchSearch", Failure(StatusCode.UNAVAILABLE, "draining"))
+
+    async def run() -> Sequence[Hits]:
+        async with AsyncClient(server.address) as client:
+            gallery = await client.create_gallery("g", dim=2)
+            return await asyncio.gather(*(gallery.search(vector=[1, 0]) for _ in range(5)))
+
+    assert len(asyncio.run(run())) == 5
+
+
+def test_a_wrong_vector_is_refused_before_it_meets_the_others(server: FakeServer) -> None:
+    async def run() -> Sequence[Any]:
+        async with AsyncClient(server.address) as client:
+            gallery = await client.create_gallery("g", dim=2)
+            wrong: Any = ["x", "y"]
+            return await asyncio.gather(
+                gallery.search(vector=[1, 0]), gallery.search(vector=wrong), return_exceptions=True
+            )
+
+    found = asyncio.run(run())
+
+    assert isinstance(found[0], Hits)
+    assert isinstance(found[1], InvalidArgument)
+
+
+class Threads(Answers):
+    """For threads: a call waits for its gate, if it has one; `entered` counts the calls that have begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: dict[int, threading.Event] = {}
+        self.entered = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self.batcher = SearchBatcher(self.call, CONFIG)
+
+    def call(self, call: Call[Any], timeout: float | None) -> Any:
+        with self._lock:
+            index = self.enter(call, timeout)
+        self.entered.release()
+        if gate := self.gates.get(index):
+            assert gate.wait(30)
+        return self.of(call, index)
+
+
+class Caller(threading.Thread):
+    """Searches in a thread of its own and keeps what came of it."""
+
+    def __init__(self, server: Threads, number: int) -> None:
+        super().__init__(daemon=True)
+        self._server, self._number = server, number
+        self.outcome: Hits | BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.outcome = self._server.batcher.search(search(self._number), None)
+        except BaseException as error:
+            self.outcome = error
+
+    def result(self) -> Any:
+        self.join(30)
+        return self.outcome
+
+
+def waiting_threads(server: Threads, count: int) -> tuple[threading.Event, Caller, list[Caller]]:
+    """One search under way behind the gate, and `count` that wait for it or have lost their patience."""
+    gate = server.gates[0] = threading.Event()
+    first = Caller(server, 0)
+    assert server.entered.acquire(timeout=30)
+    return gate, first, [Caller(server, number) for number in range(1, count + 1)]
+
+
+def test_threads_that_find_a_call_under_way_all_get_their_answers() -> None:
+    server = Threads()
+    gate, first, others = waiting_threads(server, 40)
+    gate.set()
+
+    found = [caller.result() for caller in (first, *others)]
+
+    assert [hits.ids for hits in found] == [[str(number)] for number in range(41)]
+    assert sorted(number for call in server.calls for number in call) == list(range(41))
+    assert len(server.calls) < 41
+    assert server.batcher.kinds == 0
+
+
+def test_threads_do_not_wait_for_a_call_that_does_not_come_back() -> None:
+    server = Threads()
+    gate, first, others = waiting_threads(server, 3)
+
+    assert [caller.result().ids for caller in others] == [["1"], ["2"], ["3"]]  # the gate is still shut
+
+    gate.set()
+    assert first.result().ids == ["0"]
+    assert server.batcher.kinds == 0
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), SystemExit()])
+def test_a_thread_that_is_interrupted_leaves_nobody_waiting(failure: BaseException) -> None:
+    server = Threads()
+    server.failures[1] = failure
+    gate, first, others = waiting_threads(server, 10)
+    gate.set()
+
+    found = [caller.result() for caller in (first, *others)]
+
+    # Whoever made that call was interrupted; those it made the call for asked again.
+    assert [type(one) for one in found if not isinstance(one, Hits)] == [type(failure)]
+    assert len([one for one in found if isinstance(one, Hits)]) == 10
+
+
+def test_threads_share_an_error_and_keep_their_own() -> None:
+    server = Threads()
+    server.errors = {number: NotFound("no such thing") for number in range(1, 21)}
+    server.failures[0] = Unavailable("gone")
+    gate, first, others = waiting_threads(server, 20)
+    gate.set()
+
+    assert isinstance(first.result(), Unavailable)
+    outcomes = [caller.result() for caller in others]
+    # One that went alone, as no other waited then, is answered; of those in company each has its error.
+    assert {type(one) for one in outcomes} <= {NotFound, Hits}
+    assert len([one for one in outcomes if isinstance(one, NotFound)]) == sum(
+        len(call) for call in server.calls if len(call) > 1
+    )
+
+
+def test_threads_share_calls_to_a_server_and_keep_their_answers(server: FakeServer) -> None:
+    with Client(server.address) as client:
+        gallery = client.create_gallery("g", dim=2)
+        gallery.upsert(["a", "b"], vectors=[[1, 0], [0, 1]], progress=False)
+        found: dict[int, list[str]] = {}
+
+        def ask(number: int) -> None:
+            for _ in range(5):
+                found[number] = gallery.search(vector=np.eye(2)[number % 2], k=1).ids
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+    assert found == {number: [["a"], ["b"]][number % 2] for number in range(12)}
