@@ -1,6 +1,8 @@
 """What shards found as the columns of a reply: merged, cut where relevance ends, packed. Pure functions."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -12,11 +14,13 @@ from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2
 from likewise.v1 import search_service_pb2 as pb
 
+_SCORE_BYTES: Final = 4
+
 
 def pack(
     answers: Mapping[int, ShardHits], cuts: Sequence[Cut], *, k: int, spec: GallerySpec, space: str
-) -> list[pb.Hits]:
-    """The hits of each query, best first.
+) -> list[pb.SearchResponse]:
+    """A reply for each query with its hits, best first, and nothing else: messages are not copied into others later.
 
     Args:
         answers: Hits by shard number; all answer the same queries.
@@ -29,22 +33,22 @@ def pack(
     merged = merge.merge(parts, k)
     attributes = merge.take_attributes(parts, merged)
     vectors = merge.take_vectors(parts, merged)
+    scores = wire.pack(merged.scores, "<f4")
     packed = []
-    for i, cut in enumerate(cuts):
-        start, end = int(merged.offsets[i]), int(merged.offsets[i + 1])
-        scores = merged.scores[start:end]
-        end = start + kept(scores, cut)
-        hits = pb.Hits(
-            ids=merged.ids[start:end],
-            scores=wire.pack(merged.scores[start:end], "<f4"),
-            score_kind=pb.SCORE_KIND_COSINE,
-        )
+    for cut, (start, end) in zip(cuts, itertools.pairwise(merged.offsets.tolist()), strict=True):
+        if cut.min_score is not None or cut.relative is not None:
+            end = start + kept(merged.scores[start:end], cut)
+        response = pb.SearchResponse()
+        hits = response.hits
+        hits.score_kind = pb.SCORE_KIND_COSINE
+        hits.ids.extend(merged.ids[start:end])
+        hits.scores = scores[start * _SCORE_BYTES : end * _SCORE_BYTES]
         if attributes is not None:
             rows = attributes.slice(start, end - start)
             hits.attributes.extend(columns.batch_to_columns(spec, rows, rows.schema.names))
         if vectors is not None:
             hits.vectors.CopyFrom(wire.encode_vectors(vectors[start:end], space=space))
-        packed.append(hits)
+        packed.append(response)
     return packed
 
 

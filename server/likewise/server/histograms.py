@@ -41,6 +41,12 @@ class Series:
         if len(self._pending) >= _MOST_PENDING:
             self._count()
 
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Note numbers, in any order."""
+        self._pending.extend(values)
+        if len(self._pending) >= _MOST_PENDING:
+            self._count()
+
     def totals(self) -> tuple[list[int], float]:
         """Numbers up to each bound, those of all smaller buckets included, +Inf last; and their sum."""
         with self._lock:

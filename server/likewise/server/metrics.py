@@ -6,6 +6,7 @@ global, so that two servers in one process (tests) do not share counters.
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
@@ -28,6 +29,7 @@ _SHARED_STAGES = (
     ("shard_queue", "shard_queue_max_us"),
     ("merge", "merge_us"),
 )
+_own_us = attrgetter(*[field for _, field in _OWN_STAGES])
 
 GalleryStats = gallery_service_pb2.GalleryServiceStatsResponse
 
@@ -107,7 +109,7 @@ class Metrics:
         self.written = Counter("likewise_items_written", "Items acknowledged.", ["operation"], registry=registry)
         self.info = Gauge("likewise_info", "Always 1.", ["version"], registry=registry)
         self.info.labels(version).set(1)
-        self._own_stages = tuple((self.stage_duration.labels(stage), field) for stage, field in _OWN_STAGES)
+        self._own_stages = tuple(self.stage_duration.labels(stage) for stage, _ in _OWN_STAGES)
         self._shared_stages = tuple((self.stage_duration.labels(stage), field) for stage, field in _SHARED_STAGES)
         self._plans = {kind: self.plan.labels(plan_name(kind)) for kind in search_service_pb2.PlanKind.values()}
         self._shard_ok = self.shard_requests.labels("OK")
@@ -116,10 +118,10 @@ class Metrics:
     def searches(self, responses: Sequence[search_service_pb2.SearchResponse]) -> None:
         """Count searches that were answered together, at least one, by what their answers say."""
         count, shared = len(responses), responses[0]
-        for response in responses:
-            for series, field in self._own_stages:
-                if microseconds := getattr(response.timing, field):
-                    series.observe(microseconds / 1e6)
+        stages = zip(*[_own_us(response.timing) for response in responses], strict=True)
+        for series, stage in zip(self._own_stages, stages, strict=True):
+            if any(stage):
+                series.observe_all([microseconds / 1e6 for microseconds in stage if microseconds])
         for series, field in self._shared_stages:
             if microseconds := getattr(shared.timing, field):
                 series.observe(microseconds / 1e6, count)

@@ -13,67 +13,70 @@ from likewise.v1 import search_service_pb2 as pb
 
 
 def respond(
-    searches: Sequence[Prepared], found: FanOut, hits: Sequence[pb.Hits], merge_us: int, asked: float
-) -> list[pb.SearchResponse]:
-    """The replies, in order.
+    searches: Sequence[Prepared], found: FanOut, replies: Sequence[pb.SearchResponse], merge_us: int, asked: float
+) -> None:
+    """Complete the replies, which have their hits.
 
     Args:
         searches: At least one; all have the same key.
         found: What the shards answered.
-        hits: The hits of each search.
+        replies: One a search, in order.
         merge_us: What merging took, microseconds.
         asked: `time.perf_counter()` when the shards were asked.
     """
-    first, answers = searches[0], found.answers.values()
-    told = _told(first, found)
-    timing = pb.Timing(
-        fan_out_us=found.elapsed_us,
-        shard_max_us=max([shard.search_us for shard in answers]),
-        shard_queue_max_us=max([shard.queue_us for shard in answers]),
-        merge_us=merge_us,
-    )
-    version, excluded = min([shard.version for shard in answers]), _excluded(first.options, answers)
-    responses = []
-    for search, own in zip(searches, hits, strict=True):
+    # Merging serialised messages costs a third of copying them field by field.
+    shared = _shared(searches[0], found, merge_us)
+    now = time.perf_counter()
+    for search, reply in zip(searches, replies, strict=True):
         composed = search.composed
-        response = pb.SearchResponse(
-            hits=own,
-            coverage=found.coverage,
-            timing=timing,
-            models=composed.models,
-            version=version,
-            warnings=(*composed.warnings, *excluded),
-            request_id=search.request_id,
+        if composed.models:
+            reply.models.extend(composed.models)
+        if composed.warnings:
+            reply.warnings.extend(composed.warnings)
+        reply.MergeFromString(shared)
+        reply.request_id = search.request_id
+        reply.plan.composition = composed.composition
+        timing = reply.timing
+        timing.decode_us, timing.encode_us, timing.compose_us = (
+            composed.decode_us,
+            composed.encode_us,
+            composed.compose_us,
         )
-        response.MergeFrom(told)
-        response.plan.composition = composed.composition
-        response.timing.decode_us, response.timing.encode_us = composed.decode_us, composed.encode_us
-        response.timing.compose_us = composed.compose_us
-        response.timing.gather_us = round((asked - search.ready) * 1e6)
-        response.timing.total_us = round((time.perf_counter() - search.started) * 1e6)
-        responses.append(response)
-    return responses
+        timing.gather_us = round((asked - search.ready) * 1e6)
+        timing.total_us = round((now - search.started) * 1e6)
 
 
-def _told(search: Prepared, found: FanOut) -> pb.SearchResponse:
-    looking = search.form.looking
-    return _told_of(
+def _shared(first: Prepared, found: FanOut, merge_us: int) -> bytes:
+    """What the replies have in common, serialised."""
+    answers, looking = found.answers.values(), first.form.looking
+    common = pb.SearchResponse(
+        version=min([shard.version for shard in answers]), warnings=_excluded(first.options, answers)
+    )
+    timing = common.timing
+    timing.fan_out_us = found.elapsed_us
+    timing.shard_max_us = max([shard.search_us for shard in answers])
+    timing.shard_queue_max_us = max([shard.queue_us for shard in answers])
+    timing.merge_us = merge_us
+    common.coverage.CopyFrom(found.coverage)
+    told = _told_of(
         tuple([found.answers[number].plan.SerializeToString() for number in sorted(found.answers)]),
-        bool(search.options.filter),
+        bool(first.options.filter),
         looking.ef is not None,
         looking.nprobe is not None,
         looking.over_fetch is not None,
     )
+    # Two serialised messages, one after the other, are both of them merged.
+    return common.SerializeToString() + told
 
 
 @functools.lru_cache(maxsize=256)
-def _told_of(plans: tuple[bytes, ...], filtered: bool, ef: bool, nprobe: bool, over_fetch: bool) -> pb.SearchResponse:
-    """Plan and warnings of searches that went alike; shared by their replies, which take copies."""
+def _told_of(plans: tuple[bytes, ...], filtered: bool, ef: bool, nprobe: bool, over_fetch: bool) -> bytes:
+    """Plan and warnings of searches that went alike, serialised."""
     shards = [pb.ShardPlan.FromString(one) for one in plans]
     return pb.SearchResponse(
         plan=pb.Plan(summary=plan.summary(shards, filtered=filtered), shards=shards),
         warnings=plan.unused(shards, ef=ef, nprobe=nprobe, over_fetch=over_fetch),
-    )
+    ).SerializeToString()
 
 
 def _excluded(options: SearchOptions, answers: Iterable[ShardHits]) -> list[common_pb2.Warning]:

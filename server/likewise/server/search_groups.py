@@ -4,8 +4,10 @@ A search that meets no other goes at once, in its own task. Those that come whil
 then go as one: one call to each shard, one batch there, one merge. What a call costs beside the search itself is then
 paid once for all of them, and nothing is waited for on an idle server.
 
-Callers who were answered together ask again at about the same time. So after a group the next one waits for as many as
-there were, but no longer than that group was with the shards.
+A caller may have several searches of one kind (a batch); they come, wait, go and leave together.
+
+Callers who were answered together ask again at about the same time. So after a group the next one waits for as many
+callers as there were, but no longer than that group was with the shards.
 """
 
 import asyncio
@@ -20,10 +22,10 @@ from likewise.server.remote import deadlines
 from likewise.v1 import search_service_pb2 as pb
 
 MAX_GROUP: Final = 256
-"""Searches of a group; a shard would not take more at a time."""
+"""Searches of one call to the shards; a shard would not take more at a time."""
 
 MAX_HITS: Final = 65_536
-"""Hits that a group may ask for: many at a time, with vectors and attributes, would not fit a message from a shard."""
+"""Hits that one call may ask for: many at a time, with vectors and attributes, would not fit a message from a shard."""
 
 MAX_REGATHER_S: Final = 0.01
 """Longest wait for the callers of the group before, however long that took."""
@@ -45,8 +47,10 @@ Answer = Callable[[Sequence[Prepared], Callable[[], None]], Awaitable[list[pb.Se
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    search: Prepared
-    future: asyncio.Future[pb.SearchResponse]
+    """A caller with its searches, at least one."""
+
+    searches: Sequence[Prepared]
+    future: asyncio.Future[list[pb.SearchResponse]]
     deadline: float
     group: "_Group | None" = None
 
@@ -73,9 +77,9 @@ class _Lane:
         width: Groups that may be with the shards at the same time: one for each replica, of which one does one at a
             time.
         under_way: Groups that are.
-        waiting: Searches that come next.
+        waiting: Callers whose searches come next.
         took_s: Time of the last group with the shards.
-        expected: Searches that the next group waits for, until `until`.
+        expected: Callers that the next group waits for, until `until`.
         timer: Of the wait.
     """
 
@@ -95,7 +99,7 @@ class SearchGroups:
     What waits is bounded by the calls that the server takes.
 
     Args:
-        answer: Answers a group.
+        answer: Answers a group, or a part of one.
         clock: Seconds, growing.
     """
 
@@ -104,21 +108,27 @@ class SearchGroups:
         self._clock = clock
         self._lanes: dict[object, _Lane] = {}
 
-    async def answer(self, search: Prepared) -> pb.SearchResponse:
-        """The answer to one search, alone or with others; raises what `answer` raises."""
-        key = search.key
+    async def answer(self, searches: Sequence[Prepared]) -> list[pb.SearchResponse]:
+        """The answers to one caller's searches of equal `key`, in order, alone or with others.
+
+        What `answer` raises for the group is raised for all of them.
+
+        Args:
+            searches: At least one. More than go in one call go one call after the other.
+        """
+        key = searches[0].key
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(search.handle.spec.replicas)
+            lane = self._lanes[key] = _Lane(searches[0].handle.spec.replicas)
         now = self._clock()
         if lane.under_way < lane.width and not lane.waiting and (lane.expected <= 1 or now >= lane.until):
             turn = _Turn(self, key, lane, 1, now)
             try:
-                return (await self._answer((search,), turn.end))[0]
+                return await self._answer_all(searches, turn.end)
             finally:
                 turn.end()
         loop = asyncio.get_running_loop()
-        entry = _Waiting(search, loop.create_future(), deadlines.deadline())
+        entry = _Waiting(searches, loop.create_future(), deadlines.deadline())
         lane.waiting.append(entry)
         if lane.under_way < lane.width:
             if len(lane.waiting) >= lane.expected:
@@ -161,10 +171,10 @@ class SearchGroups:
             self._lanes.pop(key, None)
 
     async def _go(self, members: Sequence[_Waiting], searched: Callable[[], None]) -> None:
-        partial = members[0].search.form.partial.allowed
+        partial = members[0].searches[0].form.partial.allowed
         deadlines.set_at((min if partial else max)([member.deadline for member in members]))
         try:
-            responses = await self._answer([member.search for member in members], searched)
+            responses = await self._answer_all([one for member in members for one in member.searches], searched)
         except asyncio.CancelledError:
             raise  # by the last of its callers
         except BaseException as error:  # also what is no `Exception`: they wait for it
@@ -172,9 +182,23 @@ class SearchGroups:
                 if not member.future.done():
                     member.future.set_exception(error)
         else:
-            for member, response in zip(members, responses, strict=True):
+            start = 0
+            for member in members:
+                end = start + len(member.searches)
                 if not member.future.done():
-                    member.future.set_result(response)
+                    member.future.set_result(responses[start:end])
+                start = end
+
+    async def _answer_all(self, searches: Sequence[Prepared], searched: Callable[[], None]) -> list[pb.SearchResponse]:
+        """Answer searches of equal `key` by as many calls as it takes, so that none is too large for a shard."""
+        most = _most(searches[0])
+        if len(searches) <= most:
+            return await self._answer(searches, searched)
+        responses = []
+        for start in range(0, len(searches), most):
+            last = start + most >= len(searches)
+            responses += await self._answer(searches[start : start + most], searched if last else _not_yet)
+        return responses
 
     def ended(self, key: object, lane: _Lane, size: int, started: float) -> None:
         """A group has left the shards: the next one may go."""
@@ -209,13 +233,30 @@ class _Turn:
 
 
 def _alike(waiting: Sequence[_Waiting]) -> tuple[Sequence[_Waiting], Sequence[_Waiting]]:
-    """Searches that may go together, the most patient one among them, and the others."""
-    most_searches = max(1, min(MAX_GROUP, MAX_HITS // waiting[0].search.options.k))
-    if not waiting[0].search.form.partial.allowed:
-        return waiting[:most_searches], waiting[most_searches:]
-    now = time.monotonic()
-    most = max([entry.deadline for entry in waiting])
-    least = min(most, now + ALIKE * (most - now))
-    together = [entry for entry in waiting if entry.deadline >= least][:most_searches]
+    """Callers whose searches may go together, the most patient one among them, and the others.
+
+    No caller is divided: one with more searches than go in one call is alone.
+    """
+    together = waiting
+    if waiting[0].searches[0].form.partial.allowed:
+        now = time.monotonic()
+        most = max([entry.deadline for entry in waiting])
+        least = min(most, now + ALIKE * (most - now))
+        together = [entry for entry in waiting if entry.deadline >= least]
+    room = _most(waiting[0].searches[0])
+    for i, entry in enumerate(together):
+        room -= len(entry.searches)
+        if room < 0 and i:
+            together = together[:i]
+            break
     chosen = set(map(id, together))
     return together, [entry for entry in waiting if id(entry) not in chosen]
+
+
+def _most(search: Prepared) -> int:
+    """How many such searches go in one call."""
+    return max(1, min(MAX_GROUP, MAX_HITS // search.options.k))
+
+
+def _not_yet() -> None:
+    """The shards have done a part of a group."""

@@ -1,15 +1,14 @@
 """likewise.v1.SearchService: one search, many in a call, or as they come."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
 from google.rpc import status_pb2
 
 from likewise.server import access_log, failures, validate
+from likewise.server.batch_search import answer_batch
 from likewise.server.errors import InvalidRequest
-from likewise.server.prepared import Prepared
 from likewise.server.search import Searcher
 from likewise.server.validate_search import DEFAULT_K, MAX_BATCH, MAX_BATCH_HITS
 from likewise.v1 import search_service_pb2 as pb
@@ -21,7 +20,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
 
     Args:
         searcher: The pipeline.
-        batch_concurrency: Searches of one BatchSearch prepared at the same time.
+        batch_concurrency: Searches of one BatchSearch that wait for something at the same time.
         stream_in_flight: Searches of one stream in work at the same time.
     """
 
@@ -43,40 +42,18 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             raise InvalidRequest(
                 f"requests ask for {hits:,} hits together, the limit is {MAX_BATCH_HITS:,}", field="requests"
             )
-        slots = asyncio.Semaphore(self._batch_concurrency)
-        results: list[pb.BatchSearchResult | None] = [None] * len(request.requests)
-        groups: dict[object, list[tuple[int, Prepared]]] = defaultdict(list)
-
-        async def prepare(i: int, search: pb.SearchRequest) -> None:
-            async with slots:
-                try:
-                    prepared = await self._searcher.prepare(search)
-                except Exception as error:
-                    results[i] = pb.BatchSearchResult(error=_status(error))
-                else:
-                    groups[prepared.key].append((i, prepared))
-
-        async def answer(group: list[tuple[int, Prepared]]) -> None:
-            async with slots:
-                try:
-                    responses = await self._searcher.answer([prepared for _, prepared in group])
-                except Exception as error:
-                    status = _status(error)
-                    for i, _ in group:
-                        results[i] = pb.BatchSearchResult(error=status)
-                else:
-                    for (i, _), response in zip(group, responses, strict=True):
-                        results[i] = pb.BatchSearchResult(response=response)
-
-        async with asyncio.TaskGroup() as tasks:
-            for i, search in enumerate(request.requests):
-                tasks.create_task(prepare(i, search))
-        async with asyncio.TaskGroup() as tasks:
-            for group in groups.values():
-                tasks.create_task(answer(group))
+        outcomes = await answer_batch(self._searcher, request.requests, concurrency=self._batch_concurrency)
+        response = pb.BatchSearchResponse()
+        # Filled in place: built from messages, each result would be copied twice.
+        for outcome in outcomes:
+            result = response.results.add()
+            if isinstance(outcome, pb.SearchResponse):
+                result.response.CopyFrom(outcome)
+            else:
+                result.error.CopyFrom(outcome)
         record = access_log.current()
-        record.rows, record.k = len(results), None
-        return pb.BatchSearchResponse(results=[result for result in results if result is not None])
+        record.rows, record.k = len(outcomes), None
+        return response
 
     # The type stubs know handlers that yield; gRPC takes those that write as well.
     async def StreamSearch(self, request_iterator: AsyncIterator[pb.StreamSearchRequest], context: Any) -> None:  # type: ignore[override]

@@ -25,6 +25,7 @@ MAX_TEXT_BYTES: Final = 8 << 10
 MAX_REQUEST_ID: Final = 128
 
 _LARGEST_SQUARED: Final = float(np.finfo(np.float32).max) ** 2
+_FLOAT32: Final = (common_pb2.DTYPE_UNSPECIFIED, common_pb2.DTYPE_FLOAT32)
 _ROWS_A_STEP: Final = 8192
 """Rows normalised at a time: bounds the float64 copies at 8192 x dim numbers."""
 
@@ -201,6 +202,35 @@ def unit(vector: F32, field: str) -> F32:
     wide /= math.sqrt(squared)
     result: F32 = wide.astype(np.float32)
     return result
+
+
+def units(messages: Sequence[common_pb2.Vector], space: SpaceSpec) -> list[F32 | None]:
+    """What `vectors` and then `unit` make of each message, in order and to the bit, with one pass over all of them.
+
+    None for what they refuse, and for vectors that are not float32: `vectors` and `unit` say what to make of these.
+    """
+    datas = [message.data for message in messages]
+    size = space.dim * 4
+    plain = [
+        i
+        for i, (message, data) in enumerate(zip(messages, datas, strict=True))
+        if len(data) == size
+        and message.dim == space.dim
+        and message.dtype in _FLOAT32
+        and message.space in ("", space.digest)
+    ]
+    found: list[F32 | None] = [None] * len(datas)
+    if plain:
+        rows = wire.unpack(b"".join([datas[i] for i in plain]), "<f4").reshape(len(plain), space.dim)
+        wide = rows.astype(np.float64)
+        squared = np.vecdot(wide, wide)
+        good = (squared > 0.0) & (squared <= _LARGEST_SQUARED)
+        # Rows that are refused divide by 1, so that numpy has nothing to warn of.
+        wide /= np.sqrt(np.where(good, squared, 1.0))[:, np.newaxis]
+        for i, row, kept in zip(plain, wide.astype(np.float32), good.tolist(), strict=True):
+            if kept:
+                found[i] = row
+    return found
 
 
 def _what_is_wrong(row: F32, field: str) -> str:

@@ -300,3 +300,54 @@ def test_a_vector_without_a_length_is_refused(numbers: tuple[float, float]) -> N
         validate.unit(np.array(numbers, dtype=np.float32), "reference.vector")
 
     assert (caught.value.reason, caught.value.field) == ("INVALID_VECTOR", "reference.vector")
+
+
+UNITS = SpaceSpec("default", 33, "vectors:33")
+
+
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(0, 40), st.just(33)), elements=st.floats(width=32, allow_nan=True)),
+)
+def test_vectors_checked_together_get_the_bits_that_each_gets_alone(matrix: F32) -> None:
+    messages = [wire.encode_vector(row) for row in matrix]
+
+    together = validate.units(messages, UNITS)
+
+    assert len(together) == len(messages)
+    for message, row in zip(messages, together, strict=True):
+        try:
+            alone = validate.unit(validate.vectors(message, UNITS, "v")[0], "v")
+        except InvalidRequest:
+            assert row is None
+        else:
+            assert row is not None
+            assert row.tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("dim", [1, 7, 128, 513, 16_384])
+def test_long_vectors_get_the_same_bits_together_too(dim: int) -> None:
+    space = SpaceSpec("default", dim, f"vectors:{dim}")
+    matrix = np.random.default_rng(dim).normal(size=(9, dim)).astype(np.float32)
+
+    together = validate.units([wire.encode_vector(row) for row in matrix], space)
+
+    for row, unit in zip(matrix, together, strict=True):
+        assert unit is not None
+        assert unit.tobytes() == validate.unit(row, "v").tobytes()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"dim": 32}, {"data": b"\0" * 131}, {"dtype": 99}, {"dtype": common_pb2.DTYPE_FLOAT16}, {"space": "another"}],
+)
+def test_vectors_that_are_not_as_the_space_has_them_are_left_to_be_checked_alone(fields: dict[str, object]) -> None:
+    good = wire.encode_vector(np.ones(33, dtype=np.float32))
+    other = wire.encode_vector(np.ones(33, dtype=np.float32))
+    for name, value in fields.items():
+        setattr(other, name, value)
+
+    first, second, third = validate.units([good, other, good], UNITS)
+
+    assert first is not None
+    assert second is None
+    assert third is not None
