@@ -162,14 +162,12 @@ def rank_table(queries: F32, slots: I64, k: int, *, ids: Sequence[str], gather: 
         if not (best[1:] == best[:-1]).any():
             return Ranked(slots=flat[line[:k]], scores=best[:k], offsets=np.array((0, k)))
         return select(np.zeros(candidates, dtype=np.int64), flat, scores, k, n=1, ids=ids)
-    owners = np.repeat(np.arange(n), candidates)
-    scores = _scores(queries, owners, flat, gather)
-    table = scores.reshape(n, candidates)
+    table = _table_scores(queries, slots, gather)
     order, lines = np.argsort(-table, axis=1), np.arange(n)[:, np.newaxis]
     best = table[lines, order]
     # Most answers have no ties, and then sorting each line is all there is to do.
     if (best[:, 1:] == best[:, :-1]).any():
-        return select(owners, flat, scores, k, n=n, ids=ids)
+        return select(np.repeat(np.arange(n), candidates), flat, table.reshape(-1), k, n=n, ids=ids)
     return Ranked(
         slots=slots[lines, order[:, :k]].reshape(-1),
         scores=best[:, :k].reshape(-1),
@@ -190,8 +188,26 @@ def _scores(queries: F32, owners: I64, slots: I64, gather: Gather) -> F32:
     return scores
 
 
+def _table_scores(queries: F32, slots: I64, gather: Gather) -> F32:
+    """(n, candidates) float32 scores of n queries with as many slots each, in pieces of bounded size.
+
+    To the bit those of `_scores`, which copies a query for each of its candidates.
+    """
+    (n, candidates), dim = slots.shape, queries.shape[1]
+    scores = np.empty((n, candidates), dtype=np.float32)
+    wide = queries.astype(np.float64)[:, np.newaxis]
+    step = max(1, RESCORE_BYTES // (8 * max(1, candidates * dim)))
+    for start in range(0, n, step):
+        piece = slots[start : start + step]
+        rows = gather(piece.reshape(-1)).reshape(*piece.shape, dim)
+        scores[start : start + step] = inner_products(wide[start : start + step], rows)
+    return scores
+
+
 def inner_products(left: F32 | F64, right: F32) -> F32:
     """(m,) float32 inner products of the rows of two (m, d) arrays, or of one row with all of the other's.
+
+    Further dimensions before the last are broadcast.
 
     A float64 product of two float32 is exact, and a row is summed by itself, always in the same order. So a result
     depends on its two rows alone.

@@ -230,7 +230,7 @@ def _as_they_are(snapshot: Snapshot, requests: Sequence[Request], outcome: _Outc
         slots = ranked.slots[start:stop]
         found.append(
             ShardHits(
-                ids=[all_ids[slot] for slot in names[start:stop]],
+                ids=list(map(all_ids.__getitem__, names[start:stop])),
                 scores=ranked.scores[start:stop],
                 offsets=ranked.offsets[first : last + 1] - start,
                 attributes=attributes.take(snapshot.table, slots, options.attributes) if options.attributes else None,

@@ -28,6 +28,7 @@ from likewise.v1 import search_service_pb2 as search_pb
 
 MAX_BATCH: Final = 1000  # requests a BatchSearch, as search_service.proto has it
 _DEFAULT_K: Final = 10
+_FORMS_KEPT: Final = 64
 _BATCH_BYTES: Final = 4 << 20  # of requests a message: enough to amortise a call, little enough to flow
 _BATCH_HITS: Final = 100_000  # hits an answer may bring: 50 MiB at the longest ids
 _BATCH_VECTORS: Final = 4_096  # hits with vectors an answer may bring: 64 MiB at 4,096 dimensions
@@ -238,21 +239,51 @@ def vector_search(memory: GalleryMemory, query: Query) -> VectorSearch | None:
     """
     if query.get("vector") is None or not _OF_VECTOR_SEARCH.issuperset(query):
         return None
-    request = _form(memory, query)
-    kind = request.SerializeToString(deterministic=True)
     message = vector_message(query["vector"], "vector")
     if isinstance(message, common_pb.MultiVector):
         return None
+    form = _known_form(memory, query)
+    request = search_pb.SearchRequest()
+    request.CopyFrom(form.request)
     request.reference.vector.CopyFrom(message)
-    wanted = max(1, request.k if request.HasField("k") else _DEFAULT_K)
-    limit = _BATCH_VECTORS if request.mask.vectors or request.mask.attributes else _BATCH_HITS
-    return VectorSearch(request, kind, min(_BATCH_BYTES // request.ByteSize(), limit // wanted))
+    return VectorSearch(request, form.kind, min(_BATCH_BYTES // request.ByteSize(), form.most))
 
 
 def together(searches: Sequence[VectorSearch]) -> Call[list[Hits | LikewiseError]]:
     """Searches as one BatchSearch, answered in order."""
     batch = search_pb.BatchSearchRequest(requests=[search.request for search in searches])
     return make_call(rpc.BATCH_SEARCH, batch, _batch_results)
+
+
+class VectorForm(NamedTuple):
+    """All of a search by vector but the vector; `kind` and `most` as of `VectorSearch`."""
+
+    request: search_pb.SearchRequest
+    kind: bytes
+    most: int
+
+
+def _known_form(memory: GalleryMemory, query: Query) -> VectorForm:
+    """The form of a query, made once for callers that ask for the same again and again."""
+    # With their types: 1, 1.0 and True are equal.
+    given = tuple([(name, type(value), value) for name, value in query.items() if name != "vector"])
+    try:
+        form = memory.forms.get((memory.newest, given))
+    except TypeError:  # a list, which nobody can look up by
+        return _vector_form(memory, query)
+    if form is None:
+        form = _vector_form(memory, query)
+        if len(memory.forms) >= _FORMS_KEPT:
+            memory.forms.clear()
+        memory.forms[memory.newest, given] = form
+    return form
+
+
+def _vector_form(memory: GalleryMemory, query: Query) -> VectorForm:
+    request = _form(memory, query)
+    wanted = max(1, request.k if request.HasField("k") else _DEFAULT_K)
+    limit = _BATCH_VECTORS if request.mask.vectors or request.mask.attributes else _BATCH_HITS
+    return VectorForm(request, request.SerializeToString(deterministic=True), limit // wanted)
 
 
 def _form(memory: GalleryMemory, query: Query) -> search_pb.SearchRequest:

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 from likewise.client.errors import InvalidType
 from likewise.client.galleries import GalleryInfo
@@ -22,11 +23,18 @@ def token_of(message: pb.VersionToken) -> VersionToken:
 
 
 class GalleryMemory:
-    """What a handle knows of its gallery: its newest own write, and the schema once fetched. Thread-safe."""
+    """What a handle knows of its gallery. Thread-safe.
+
+    Attributes:
+        name: The gallery.
+        info: Its description, once fetched; None before.
+        forms: Forms of recent searches, see `likewise.client.requests`.
+    """
 
     def __init__(self, name: str, info: GalleryInfo | None = None) -> None:
         self.name = name
         self.info = info
+        self.forms: dict[object, Any] = {}
         self._newest: VersionToken | None = None
         self._lock = threading.Lock()
 
