@@ -16,7 +16,7 @@ from likewise.server.read_only import ReadOnlyWriter
 from likewise.server.snapshots import EmbeddedSnapshots
 from likewise.server.validate import shown
 from likewise.shards.batcher import ShardBatch
-from likewise.shards.cache import SealedCache, sweep
+from likewise.shards.cache import discard, sweep
 from likewise.shards.filter import matcher
 from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.lock import StoreLock
@@ -118,7 +118,7 @@ class EmbeddedGalleries:
         """Commit what waits, close everything and give the store back. What is being built is given up."""
         await self.snapshots.close()
         for gallery in list(self._open.values()):
-            await _give_up(gallery)
+            await gallery.give_up()
         async with self._changing:
             for name in sorted(self._open):
                 await self._open.pop(name).close()
@@ -168,7 +168,7 @@ class EmbeddedGalleries:
         if not reshape.is_reshape(before, spec):
             return await self._exclusively(lambda: self._update(spec, before=before))
         async with self._changing:  # to begin only: nothing is changed in place from here on
-            _unchanged(self._gallery(spec.name), before)
+            self._gallery(spec.name).check_unchanged(before)
             change = gallery.change = asyncio.create_task(self._reshape(gallery, spec, min_recall))
         try:
             return await change  # cancelled with its caller, and waited for: it takes back what it did
@@ -233,7 +233,7 @@ class EmbeddedGalleries:
     async def _update(self, spec: GallerySpec, *, before: GallerySpec) -> GalleryHandle:
         """Change what the shards that serve can be told of."""
         gallery = self._gallery(spec.name)
-        _unchanged(gallery, before)
+        gallery.check_unchanged(before)
         if spec != gallery.spec:
             await gallery.writer.update_spec(spec)
             for shard in gallery.shards:
@@ -281,11 +281,11 @@ class EmbeddedGalleries:
     async def _drop(self, generation: Generation, gallery: OpenGallery, spec: GallerySpec) -> None:
         await generation.close(gallery.writer)
         if self._cache is not None and reshape.is_reshape(gallery.spec, spec):  # unless it is back at that shape
-            await asyncio.to_thread(_discard, self._cache, spec)
+            await asyncio.to_thread(discard, self._cache, spec)
 
     async def _delete(self, name: str) -> None:
         gallery = self._gallery(name)
-        await _give_up(gallery)
+        await gallery.give_up()
         del self._open[name]
         await gallery.close()
         try:
@@ -293,7 +293,7 @@ class EmbeddedGalleries:
         except GalleryNotFound as error:
             raise self._not_found(name) from error
         if self._cache is not None:
-            await asyncio.to_thread(_discard, self._cache, gallery.spec)
+            await asyncio.to_thread(discard, self._cache, gallery.spec)
 
     async def _load(self, store: GalleryStore) -> OpenGallery:
         writer: GalleryWriter | ReadOnlyWriter
@@ -374,25 +374,6 @@ class EmbeddedGalleries:
             reason="GALLERY_NOT_FOUND",
             metadata={"gallery": name[:256]},
         )
-
-
-async def _give_up(gallery: OpenGallery) -> None:
-    """End the change that is under way, and wait until it has taken back what it did."""
-    if gallery.change is not None:
-        gallery.change.cancel()
-        await asyncio.gather(gallery.change, return_exceptions=True)
-
-
-def _unchanged(gallery: OpenGallery, before: GallerySpec) -> None:
-    """Refuse a change made of a description that another one has replaced, or is about to."""
-    if gallery.change is not None or gallery.spec != before:
-        raise reshape.change_running(before.name)
-
-
-def _discard(folder: Path, spec: GallerySpec) -> None:
-    for shard in range(spec.shards):
-        for space in spec.spaces:
-            SealedCache(folder, spec, shard).discard(space)
 
 
 def _one_replica(spec: GallerySpec) -> None:

@@ -6,6 +6,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Final
 
+from likewise.server import reshape
 from likewise.server.protocols import GalleryHandle
 from likewise.server.read_only import ReadOnlyWriter
 from likewise.shards import audit
@@ -94,6 +95,21 @@ class OpenGallery:
         before, self._generation = self._generation, Generation(shards)
         self._handle = self._hand_out(spec)
         return before
+
+    def check_unchanged(self, before: GallerySpec) -> None:
+        """Refuse a change made of a description that another one has replaced, or is about to.
+
+        Raises:
+            FailedPrecondition: If it has been or is being changed.
+        """
+        if self.change is not None or self.spec != before:
+            raise reshape.change_running(before.name)
+
+    async def give_up(self) -> None:
+        """End the change that is under way, and wait until it has taken back what it did."""
+        if self.change is not None:
+            self.change.cancel()
+            await asyncio.gather(self.change, return_exceptions=True)
 
     async def close(self) -> None:
         """Commit what waits and end."""

@@ -107,7 +107,6 @@ def moved(error: InvalidRequest, field: str) -> InvalidRequest:
 
 
 @functools.lru_cache(maxsize=64)
-@functools.lru_cache(maxsize=64)
 def no_rows(dim: int) -> F32:
     """No rows of `dim` numbers, which nobody can write to; the same object each time."""
     return np.empty((0, dim), np.float32)

@@ -173,6 +173,13 @@ def sweep(folder: Path, spec: GallerySpec) -> None:
             path.unlink(missing_ok=True)
 
 
+def discard(folder: Path, spec: GallerySpec) -> None:
+    """Remove the files of all of a gallery's shards under a description. Blocking."""
+    for shard in range(spec.shards):
+        for space in spec.spaces:
+            SealedCache(folder, spec, shard).discard(space)
+
+
 def _of(spec: GallerySpec) -> str:
     return f"-of-{generation(spec)}-"
 

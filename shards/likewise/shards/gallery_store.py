@@ -15,9 +15,7 @@ from typing import Any, Final
 
 import lance
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from lance import Session  # type: ignore[attr-defined]
 from lance.fragment import write_fragments
 from lance.optimize import Compaction
@@ -32,6 +30,7 @@ from likewise.shards.fence import Fence, GalleryReadOnly, is_conflict
 from likewise.shards.history import History
 from likewise.shards.known_ids import KnownIds
 from likewise.shards.protocols import ShardError, StoreFailure
+from likewise.shards.row_addresses import U64, locate, retire
 from likewise.shards.spec import GallerySpec, from_json, to_json
 from likewise.shards.spec_change import check_change
 from likewise.shards.sync import sync_files
@@ -47,15 +46,9 @@ NOTE_KEY: Final = "likewise.answers"
 READ_ONLY_KEY: Final = "likewise.read_only"
 """Schema metadata key that is "true" in a gallery that takes no writes."""
 
-_LOOKUP_IDS: Final = 10_000
-"""Ids looked up with one predicate: 55 ms in 2 M rows, where the parse of 100,000 would dominate."""
-
 # Lance would take 1 GB for metadata and 6 GB for indices (which we do not use) per dataset.
 _METADATA_CACHE_BYTES: Final = 64 << 20
 _INDEX_CACHE_BYTES: Final = 16 << 20
-_ADDRESS_BITS: Final = 32
-
-U64 = npt.NDArray[np.uint64]
 
 
 class GalleryStore:
@@ -197,10 +190,11 @@ class GalleryStore:
         """
         with self._committing("the commit failed"):
             self.prepare()
+            assert self._known is not None
             base = self.version
             rows = layout.stamped(upserts, self._spec, base + 1) if upserts is not None and upserts.num_rows else None
             new_ids: list[str] = [] if rows is None else rows.column("id").to_pylist()
-            existing, addresses = self._locate([*new_ids, *deleted_ids])
+            existing, addresses = locate(self._dataset, self._known, [*new_ids, *deleted_ids])
             existed = frozenset(existing)
             gone = [item_id for item_id in dict.fromkeys(deleted_ids) if item_id in existed]
             if rows is None and not gone:
@@ -242,7 +236,7 @@ class GalleryStore:
             rows = StagedRows(self._dataset, descriptions)
             superseded = rows.superseded()
             maybe = np.setdiff1d(np.flatnonzero(self._known.may_contain(rows.hashes)), superseded, assume_unique=True)
-            _, addresses = self._locate(rows.ids(maybe))
+            _, addresses = locate(self._dataset, self._known, rows.ids(maybe))
             distinct = len(rows.hashes) - len(superseded)
             self._put(rows.fragments_without(superseded), addresses, note(distinct))
             self._known.add(rows.hashes)
@@ -338,23 +332,6 @@ class GalleryStore:
         self._commit(lance.Transaction(self.version, unchanged))
         return self.version
 
-    def _locate(self, ids: Sequence[str]) -> tuple[list[str], U64]:
-        """Those of the ids that are there, with their rows' addresses."""
-        assert self._known is not None
-        hashes = layout.shard_hashes(ids)
-        maybe = np.flatnonzero(self._known.may_contain(hashes))
-        found: list[str] = []
-        addresses: list[U64] = []
-        for start in range(0, len(maybe), _LOOKUP_IDS):
-            chunk = maybe[start : start + _LOOKUP_IDS]
-            predicate = f"shard_hash IN ({','.join(map(str, hashes[chunk].tolist()))})"
-            table = self._dataset.to_table(columns=["id"], filter=predicate, with_row_address=True)
-            wanted = pa.array([ids[i] for i in chunk.tolist()], pa.string())
-            table = table.filter(pc.is_in(table["id"], value_set=wanted))
-            found.extend(table["id"].to_pylist())
-            addresses.append(table["_rowaddr"].to_numpy())
-        return found, np.unique(np.concatenate(addresses)) if addresses else np.empty(0, np.uint64)
-
     def _write(self, rows: pa.RecordBatch | None, retired: U64, note: str) -> None:
         fragments: list[Any] = []
         if rows is not None:
@@ -365,7 +342,7 @@ class GalleryStore:
 
     def _put(self, fragments: list[Any], retired: U64, note: str) -> None:
         base = self.version
-        updated, removed = self._retire(retired)
+        updated, removed = retire(self._dataset, retired)
         sync_files(self._files.rows_of(fragments) | self._files.deletions_of(updated))
         operation = lance.LanceOperation.Update(
             removed_fragment_ids=removed, updated_fragments=updated, new_fragments=fragments
@@ -382,21 +359,6 @@ class GalleryStore:
             # A commit may have happened although the call failed, when only what comes after the manifest went wrong.
             if is_conflict(error) or not self._landed(transaction):
                 raise
-
-    def _retire(self, addresses: U64) -> tuple[list[Any], list[int]]:
-        """Fragments with new deletion files, and the ids of fragments of which nothing is left."""
-        updated: list[Any] = []
-        removed: list[int] = []
-        owners = (addresses >> np.uint64(_ADDRESS_BITS)).astype(np.int64)
-        offsets = (addresses & np.uint64((1 << _ADDRESS_BITS) - 1)).astype(np.int64)
-        for fragment_id in np.unique(owners).tolist():
-            fragment = self._dataset.get_fragment(fragment_id)
-            metadata = fragment.delete_rows(offsets[owners == fragment_id].tolist())
-            if metadata is None:
-                removed.append(fragment_id)
-            else:
-                updated.append(metadata)
-        return updated, removed
 
     def _landed(self, transaction: Any) -> bool:
         self._known = None

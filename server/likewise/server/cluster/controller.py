@@ -10,18 +10,20 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from likewise.export.manifest import Manifest
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.server import read_only, reshape
+from likewise.server.cluster.cluster_reshape import DRAIN_S, ClusterReshape
 from likewise.server.cluster.cluster_transfers import ClusterTransfers, finished
 from likewise.server.cluster.encoder_fleet import EncoderFleet
-from likewise.server.cluster.generation import CatalogueTruth, Connect, connected
+from likewise.server.cluster.generation import Connect, connected
+from likewise.server.cluster.part_calls import all_up, follow, stop, tell
 from likewise.server.cluster.parts import EncoderPart, Part, Placement, ShardPart, WriterPart
-from likewise.server.cluster.placed import Placed, addresses_of, flat
+from likewise.server.cluster.placed import Placed, addresses_of
 from likewise.server.cluster.protocols import Catalogue
 from likewise.server.cluster.routing import Board
 from likewise.server.cluster.supervisor import Supervisor
@@ -33,12 +35,6 @@ from likewise.shards.spec_change import check_change
 from likewise.v1 import gallery_service_pb2
 
 T = TypeVar("T")
-
-STOP_GRACE_S: Final = 5.0
-"""Seconds that running calls of a part have before it is ended."""
-
-DRAIN_S: Final = 15.0
-"""Seconds that replaced shards go on serving, for routers that have the old table still and calls begun under it."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,8 +71,6 @@ class Controller:
         self.board = Board(first_version=time.time_ns() // 1_000_000)
         self._catalogue = catalogue
         self._placement = placement
-        self._connect = connect
-        self._drain_s = drain_s
         self.models = EncoderFleet(
             catalogue,
             supervise=self._supervise,
@@ -86,6 +80,9 @@ class Controller:
             replicas=replicas,
         )
         self.transfers = ClusterTransfers(catalogue, self._serve)
+        self._reshape = ClusterReshape(
+            catalogue, supervise=self._supervise, publish=self._publish, connect=connect, drain_s=drain_s
+        )
         self._galleries: dict[str, Placed] = {}
         self._changing = asyncio.Lock()
         self._follows: set[asyncio.Task[None]] = set()
@@ -193,13 +190,15 @@ class Controller:
             if placed.change is not None:
                 raise reshape.change_running(spec.name)
             if not reshape.is_reshape(old, spec) and old.replicas == spec.replicas:
-                await self._tell(placed.writer, spec)  # commits it: from here on it is the truth
+                await tell(placed.writer, spec)  # commits it: from here on it is the truth
                 placed.spec = spec
-                await asyncio.gather(*(self._tell(part, spec) for part in placed.shard_parts))
+                await asyncio.gather(*(tell(part, spec) for part in placed.shard_parts))
                 placed.version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
                 self._publish()
                 return placed.message()
-            placed.change = asyncio.create_task(self._reshape(placed, spec, min_recall), name=f"reshape-{spec.name}")
+            placed.change = asyncio.create_task(
+                self._reshape.run(placed, spec, min_recall), name=f"reshape-{spec.name}"
+            )
         try:
             await placed.change  # cancelled with its caller, and waited for: it takes back what it did
         except asyncio.CancelledError:
@@ -229,7 +228,7 @@ class Controller:
             await placed.give_up()
         parts = [*self.models.supervisors, *(part for placed in self._galleries.values() for part in placed.parts)]
         if stop_parts:
-            await self._stop(parts, discard=False)
+            await stop(parts, discard=False)
         else:
             await asyncio.gather(*(part.leave() for part in parts))
         for task in self._follows:
@@ -280,118 +279,20 @@ class Controller:
         placed = self._galleries[spec.name] = self._place(spec, version)
         placed.read_only = read_only
         try:
-            await self._all_up(placed.parts, spec.name)
+            await all_up(placed.parts, spec.name)
         except BaseException:
             await asyncio.shield(self._remove(spec.name))
             raise
-        await self._follow(placed)
+        await follow(placed)
         self._publish()
         return placed.message()
-
-    async def _all_up(self, parts: Iterable[Supervisor], gallery: str) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for part in parts:
-                    group.create_task(part.wait_up())
-        except* Exception as failures:
-            first = failures.exceptions[0]
-            _log.error("gallery %r does not start: %s", gallery, first)
-            raise Unavailable(f"a part of gallery {gallery!r} does not start, see the server's log") from first
 
     async def _remove(self, name: str) -> None:
         await self._galleries[name].give_up()
         placed = self._galleries.pop(name)
         self._publish()
-        await self._stop(placed.parts, discard=True)
+        await stop(placed.parts, discard=True)
         await self._blocking(lambda: self._catalogue.delete(name))
-
-    async def _stop(self, parts: Iterable[Supervisor], *, discard: bool) -> None:
-        await asyncio.gather(*(part.stop(grace_s=STOP_GRACE_S, discard=discard) for part in parts))
-
-    async def _tell(self, part: Supervisor, spec: GallerySpec) -> None:
-        name = part.part.name
-        if part.placed is None or part.serving is None:
-            raise Unavailable(f"{name} of gallery {spec.name!r} is not up", retry_after_s=1.0)
-        try:
-            await part.placed.update(spec)
-        except Exception as error:
-            _log.error("%s does not take the new description: %s", name, error)
-            raise Unavailable(f"{name} of gallery {spec.name!r} does not take the new description") from error
-
-    async def _reshape(self, placed: Placed, spec: GallerySpec, min_recall: float | None) -> None:
-        """Load the shards that a description asks for, look at them and switch; else leave everything as it was."""
-        anew = reshape.is_reshape(placed.spec, spec)
-        before = {part.part.name: part for part in placed.shard_parts}
-        wanted = [[ShardPart(spec, shard, replica) for replica in range(spec.replicas)] for shard in range(spec.shards)]
-        if {part.name for parts in wanted for part in parts} & placed.leaving_names:
-            await asyncio.wait(placed.retiring)  # back to what is just being left: those have to end first
-        shards = [
-            [before.pop(part.name) if part.name in before else self._supervise(part) for part in parts]
-            for parts in wanted
-        ]
-        added = [part for part in flat(shards) if part not in placed.shard_parts]
-        placed.beside = shards
-        try:
-            await self._all_up(added, spec.name)
-            await self._follow(placed)
-            if anew:
-                await self._check(spec, shards, min_recall)
-            # From the commit on there is no way back: whoever gives up now is told of what is.
-            switch = asyncio.create_task(self._switch(placed, spec, shards, gone=set(before.values())))
-            try:
-                await asyncio.shield(switch)
-            except asyncio.CancelledError:
-                await asyncio.wait((switch,))
-                raise
-        finally:
-            if placed.shards is not shards:
-                placed.beside = []
-                await asyncio.shield(asyncio.create_task(self._take_back(placed, added, discard=anew)))
-
-    async def _check(self, spec: GallerySpec, shards: list[list[Supervisor]], min_recall: float | None) -> None:
-        truth = CatalogueTruth(self._catalogue, spec.name)
-        for replicas in zip(*shards, strict=True):
-            addresses = addresses_of(replicas)
-            if len(addresses) < len(replicas):
-                raise Unavailable(
-                    f"a new shard of gallery {spec.name!r} was lost, it stays as it is", retry_after_s=1.0
-                )
-            async with self._connect(spec, addresses) as found:
-                await reshape.check(found, spec, truth, min_recall=min_recall)
-
-    async def _switch(
-        self, placed: Placed, spec: GallerySpec, shards: list[list[Supervisor]], *, gone: set[Supervisor]
-    ) -> None:
-        """Put the description on record, and the shards in use; the others end when nobody can be calling them."""
-        anew = reshape.is_reshape(placed.spec, spec)
-        try:
-            await self._tell(placed.writer, spec)
-        except Unavailable:
-            # An answer that did not come says nothing: the store does.
-            if await self._blocking(functools.partial(self._catalogue.spec, spec.name)) != spec:
-                raise
-        left = [[part for part in replicas if part in gone] for replicas in placed.shards]
-        placed.spec, placed.shards, placed.beside = spec, shards, []
-        placed.leaving.append(left)
-        placed.version = await self._blocking(functools.partial(self._catalogue.version, spec.name))
-        await self._follow(placed)
-        self._publish()
-        task = asyncio.create_task(self._retire(placed, left, discard=anew), name=f"retire-{spec.name}")
-        placed.retiring.add(task)
-        task.add_done_callback(placed.retiring.discard)
-
-    async def _retire(self, placed: Placed, left: list[list[Supervisor]], *, discard: bool) -> None:
-        await asyncio.sleep(self._drain_s)
-        try:
-            await self._stop(flat(left), discard=discard)
-        except Exception:
-            _log.exception("replaced shards of gallery %r did not end in order", placed.spec.name)
-        placed.leaving.remove(left)
-        await self._follow(placed)
-
-    async def _take_back(self, placed: Placed, added: list[Supervisor], *, discard: bool) -> None:
-        await self._follow(placed)
-        await self._stop(added, discard=discard)
 
     def _changed(self, changed: Supervisor) -> None:
         """A part came up or went: tell the routers, and the gallery's writer where its shards are."""
@@ -400,19 +301,9 @@ class Controller:
         self._publish()
         for placed in self._galleries.values():
             if changed in placed.parts and changed.serving is not None:
-                task = asyncio.create_task(self._follow(placed), name=f"follow-{placed.spec.name}")
+                task = asyncio.create_task(follow(placed), name=f"follow-{placed.spec.name}")
                 self._follows.add(task)
                 task.add_done_callback(self._follows.discard)
-
-    async def _follow(self, placed: Placed) -> None:
-        writer = placed.writer
-        if writer.placed is None or writer.serving is None:
-            return
-        try:
-            await writer.placed.follow(*placed.followers)
-        except Exception as error:
-            # A lost writer is told again once it is back.
-            _log.warning("the writer of gallery %r does not know its shards yet: %s", placed.spec.name, error)
 
     def _publish(self) -> None:
         galleries = [
