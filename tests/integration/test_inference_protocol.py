@@ -15,13 +15,8 @@ from PIL import Image
 from tests.integration.processes import ServerProcess, serving
 
 from likewise.client import Client, Unavailable
-from likewise.export.manifest import (
-    Endpoint,
-    TensorSpec,
-    builtin_repository,
-    load_repository,
-    write_manifest,
-)
+from likewise.export.manifest import Endpoint, TensorSpec, write_manifest
+from likewise.export.model_repository import builtin_repository, load_repository
 from likewise.export.preprocess import to_tensor
 from likewise.export.runtime import load_family
 

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from likewise.export.manifest import ManifestError, load_repository
+from likewise.export.manifest import ManifestError
+from likewise.export.model_repository import load_repository
 from likewise.server.settings import Settings, unknown_variables
 from likewise.shards.lock import StoreLock, StoreLocked
 from likewise.shards.store import local_folder

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from likewise.client.cli.output import print_json, print_table
-from likewise.export.manifest import ManifestError, Model
+from likewise.export.manifest import ManifestError
+from likewise.export.model_repository import Model
 from likewise.export.parity import ParityError
 from likewise.export.sources.checkpoint import SourceError
 from likewise.export.sources.composer import MODES, combiner

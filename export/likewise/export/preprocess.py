@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from likewise.export.manifest import ManifestError, Model
+from likewise.export.manifest import ManifestError
+from likewise.export.model_repository import Model
 
 RESIZES: Final = ("shortest", "squash")
 CROPS: Final = ("center", "none")

@@ -21,17 +21,15 @@ from likewise.export.manifest import (
     Kind,
     Manifest,
     ManifestError,
-    Model,
     PreprocessingSpec,
-    Repository,
     TensorSpec,
     TokenizerSpec,
     file_sha256,
-    load_repository,
     space_digest,
     weights_sha256,
     write_manifest,
 )
+from likewise.export.model_repository import Model, Repository, load_repository
 from likewise.export.parity import ParityError, check_parity, figures
 from likewise.export.precision import convert
 from likewise.export.to_onnx import EXTERNAL_DATA_OVER, export_graph

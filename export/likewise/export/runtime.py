@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from likewise.export.manifest import Family, ManifestError, load_repository
+from likewise.export.manifest import ManifestError
+from likewise.export.model_repository import Family, load_repository
 from likewise.export.preprocess import preprocessing_of
 from likewise.export.tokenizer import tokenizer_of
 

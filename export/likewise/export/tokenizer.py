@@ -20,7 +20,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers import models, normalizers, pre_tokenizers
 
-from likewise.export.manifest import ManifestError, Model, TokenizerSpec
+from likewise.export.manifest import ManifestError, TokenizerSpec
+from likewise.export.model_repository import Model
 
 PAD: Final = "[PAD]"
 UNKNOWN: Final = "[UNK]"

@@ -16,7 +16,7 @@ from likewise.server.promotion_record import Documents
 from likewise.server.session import CPU, CUDA, Runtime
 from likewise.server.settings import Settings
 from likewise.shards.shard import ShardLimits
-from likewise.shards.writer import WriterLimits
+from likewise.shards.write_queue import WriterLimits
 
 
 def embedded(settings: Settings) -> Server:

@@ -26,7 +26,8 @@ from likewise.shards.shard import Shard, ShardLimits, build_executor
 from likewise.shards.spec import GallerySpec
 from likewise.shards.spec_change import check_change
 from likewise.shards.store import GalleryExists, GalleryNotFound, Store, local_folder
-from likewise.shards.writer import GalleryWriter, WriterLimits
+from likewise.shards.write_queue import WriterLimits
+from likewise.shards.writer import GalleryWriter
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from likewise.export.manifest import Model
+from likewise.export.model_repository import Model
 from likewise.server.remote.remote_graph import RemoteGraph
 from likewise.server.session import Runtime, Session
 

@@ -5,15 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from likewise.export.manifest import (
-    MANIFEST,
-    ManifestError,
-    Model,
-    Repository,
-    builtin_repository,
-    load_repository,
-    read_manifest,
-)
+from likewise.export.manifest import MANIFEST, ManifestError, read_manifest
+from likewise.export.model_repository import Model, Repository, builtin_repository, load_repository
 from likewise.server.errors import FailedPrecondition, NotFound
 from likewise.server.validate import shown
 

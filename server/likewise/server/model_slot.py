@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from likewise.export.manifest import Manifest, ManifestError, Model, verify_files
+from likewise.export.manifest import Manifest, ManifestError
+from likewise.export.model_repository import Model, verify_files
 from likewise.export.tokenizer import Tokenizer, tokenizer_of
 from likewise.server.errors import FailedPrecondition, Unavailable
 from likewise.server.graphs import OpenGraph, open_graph

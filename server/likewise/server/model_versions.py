@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from likewise.export.manifest import Manifest, ManifestError, Model, Repository
+from likewise.export.manifest import Manifest, ManifestError
+from likewise.export.model_repository import Model, Repository
 from likewise.server.batcher import BatchLimits, BatchReport
 from likewise.server.encoders import OnnxComposer, OnnxImageEncoder, OnnxTextEncoder, Serving
 from likewise.server.errors import FailedPrecondition, NotFound

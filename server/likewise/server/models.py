@@ -9,7 +9,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from likewise.export.manifest import Manifest, ManifestError, Repository
+from likewise.export.manifest import Manifest, ManifestError
+from likewise.export.model_repository import Repository
 from likewise.server.batcher import BatchLimits, BatchReport
 from likewise.server.errors import FailedPrecondition, NotFound
 from likewise.server.graphs import open_graph

@@ -8,12 +8,11 @@ deletes by filter, changes of the description and compaction never meet each oth
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -28,7 +27,6 @@ from likewise.shards.partition_counts import PartitionCounts
 from likewise.shards.protocols import (
     Delta,
     DeltaSink,
-    Overloaded,
     Stage,
     StoreFailure,
     StreamPosition,
@@ -36,47 +34,12 @@ from likewise.shards.protocols import (
     WriteResult,
 )
 from likewise.shards.spec import GallerySpec
+from likewise.shards.write_queue import WriteQueue, WriteRequest, WriterLimits
 from likewise.v1 import common_pb2
 
 T = TypeVar("T")
 
-_SHORTEST_WAIT_S: Final = 0.05
-_LONGEST_WAIT_S: Final = 5.0
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class WriterLimits:
-    """How much may wait and how much one commit takes.
-
-    Attributes:
-        queue_rows: Rows (or ids to delete) that may wait.
-        queue_bytes: Bytes of rows that may wait.
-        group_rows: A commit takes no further request once it has so many rows.
-        group_bytes: Likewise in bytes.
-        results: Answers remembered by request id or place in a stream, and streams.
-        pause_s: Idle time after which maintenance begins.
-        drain_s: How long `GalleryWriter.close` waits for followers; they catch up from the store later.
-    """
-
-    queue_rows: int = 400_000
-    queue_bytes: int = 512 << 20
-    group_rows: int = 8_192
-    group_bytes: int = 32 << 20
-    results: int = 10_000
-    pause_s: float = 1.0
-    drain_s: float = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    write: Write
-    mark: Mark
-    rows: int
-    size: int
-    started: bool = False
-    waiters: list[asyncio.Future[WriteResult]] = field(default_factory=list)
 
 
 class GalleryWriter:
@@ -94,10 +57,7 @@ class GalleryWriter:
         self._committer = Committer(gallery, match, policy or MaintenancePolicy())
         self._limits = limits or WriterLimits()
         self._policy = policy or MaintenancePolicy()
-        self._queue: deque[_Request] = deque()
-        self._rows = 0
-        self._bytes = 0
-        self._pending: dict[str | tuple[str, int], _Request] = {}
+        self._queue = WriteQueue(self._limits)
         self._answers = Answers(self._limits.results)
         self._wake = asyncio.Event()
         self._bulk = asyncio.Lock()
@@ -113,7 +73,6 @@ class GalleryWriter:
         self._cleaned_version = gallery.version
         self._cleaned_s = time.monotonic()
         self._busy_commits = 0
-        self._rows_per_s = 10_000.0
 
     @property
     def spec(self) -> GallerySpec:
@@ -244,17 +203,13 @@ class GalleryWriter:
     async def _submit(self, write: Write, *, rows: int, size: int, mark: Mark) -> WriteResult:
         if (known := self._answers.find(mark, version=self._version)) is not None:
             return known
-        request = self._pending.get(mark.key) if mark.key else None
+        request = self._queue.find(mark)
         if request is None:
             if self._closing or self._task is None:
                 raise Unavailable(f"the writer of gallery {self.spec.name!r} is not taking writes")
             if rows == 0:
                 return WriteResult(0, self._version)
-            self._admit(rows, size)
-            request = _Request(write, mark, rows, size)
-            self._queue.append(request)
-            if mark.key:
-                self._pending[mark.key] = request
+            request = self._queue.add(write, mark, rows=rows, size=size)
             self._wake.set()
         waiter: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
         request.waiters.append(waiter)
@@ -263,36 +218,8 @@ class GalleryWriter:
         except asyncio.CancelledError:
             request.waiters.remove(waiter)
             if not request.waiters and not request.started:
-                self._queue.remove(request)
-                self._forget(request)
+                self._queue.withdraw(request)
             raise
-
-    def _admit(self, rows: int, size: int) -> None:
-        limits = self._limits
-        full = self._rows + rows > limits.queue_rows or self._bytes + size > limits.queue_bytes
-        # A request larger than the whole queue is let in when nothing waits; it could never be done otherwise.
-        if full and self._rows:
-            raise Overloaded(
-                f"the write queue is full: {self._rows} rows and {self._bytes} bytes wait, "
-                f"at most {limits.queue_rows} rows and {limits.queue_bytes} bytes may; got {rows} rows, {size} bytes",
-                retry_after_s=min(_LONGEST_WAIT_S, max(_SHORTEST_WAIT_S, self._rows / self._rows_per_s)),
-            )
-        self._rows += rows
-        self._bytes += size
-
-    def _forget(self, request: _Request) -> None:
-        self._rows -= request.rows
-        self._bytes -= request.size
-        if request.mark.key:
-            self._pending.pop(request.mark.key, None)
-
-    def _back_off_s(self) -> float:
-        """How long until half of what may wait is done; 0 while less than that is waiting."""
-        limits = self._limits
-        load = max(self._rows / limits.queue_rows, self._bytes / limits.queue_bytes)
-        if load <= 0.5:
-            return 0.0
-        return min(_LONGEST_WAIT_S, max(_SHORTEST_WAIT_S, (1 - 0.5 / load) * self._rows / self._rows_per_s))
 
     async def _run(self) -> None:
         while self._queue or not self._closing:
@@ -309,7 +236,7 @@ class GalleryWriter:
                     pass
 
     async def _commit_group(self) -> None:
-        requests = self._take()
+        requests = self._queue.take()
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
         writes = [request.write for request in requests]
@@ -322,40 +249,18 @@ class GalleryWriter:
             # Whatever this was, those who wait have to hear of it and the next group has to go on.
             _log.exception("a group of %d writes failed unexpectedly", len(requests))
             results = [StoreFailure("the write failed unexpectedly") for _ in requests]
-        rate = sum(request.rows for request in requests) / max(1e-6, time.perf_counter() - began)
-        # Smoothed over about the last eight groups, only for telling the overloaded when to come back.
-        self._rows_per_s += (rate - self._rows_per_s) / 8
+        self._queue.took(sum(request.rows for request in requests), time.perf_counter() - began)
         self._busy_commits += 1
         for commit in commits:
             self._publish(commit)
         for request, result in zip(requests, results, strict=True):
             self._answer(request, result)
 
-    def _take(self) -> list[_Request]:
-        """The requests of the next commit, in order; a delete by filter has to see all before it, so it goes alone."""
-        limits = self._limits
-        requests: list[_Request] = []
-        rows = size = 0
-        while self._queue:
-            head = self._queue[0]
-            alone = isinstance(head.write, common_pb2.Filter)
-            too_much = rows + head.rows > limits.group_rows or size + head.size > limits.group_bytes
-            if requests and (alone or too_much):
-                break
-            self._queue.popleft()
-            head.started = True
-            requests.append(head)
-            rows += head.rows
-            size += head.size
-            if alone:
-                break
-        return requests
-
-    def _answer(self, request: _Request, result: WriteResult | Exception) -> None:
-        self._forget(request)
+    def _answer(self, request: WriteRequest, result: WriteResult | Exception) -> None:
+        self._queue.forget(request)
         if isinstance(result, WriteResult):
             self._answers.add(request.mark, result)
-            result = replace(result, back_off_s=self._back_off_s())
+            result = replace(result, back_off_s=self._queue.back_off_s())
         for waiter in request.waiters:
             if waiter.done():
                 continue

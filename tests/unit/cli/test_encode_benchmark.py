@@ -14,7 +14,7 @@ from likewise.cli.benchmark.encode_load import within
 from likewise.cli.benchmark.encode_model import ModelPlan, _pictures, batches_between, histogram
 from likewise.cli.benchmark.encode_raw import RawFailed, run_raw
 from likewise.cli.benchmark.vit import SIZES, vit, write_vit
-from likewise.export.manifest import load_repository
+from likewise.export.model_repository import load_repository
 from likewise.server.batcher import BatchReport
 from likewise.server.metrics import Metrics
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402 - only where torch is installed
 
 from likewise.export.combiner import Combiner, CombinerConfig  # noqa: E402
-from likewise.export.manifest import load_repository  # noqa: E402
+from likewise.export.model_repository import load_repository  # noqa: E402
 from likewise.export.networks import ImageConfig, TextConfig, TextEncoder  # noqa: E402
 from likewise.export.parity import Parity, ParityError, check_parity  # noqa: E402
 from likewise.export.repository import write_family  # noqa: E402

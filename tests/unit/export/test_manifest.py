@@ -12,14 +12,13 @@ from likewise.export.manifest import (
     PreprocessingSpec,
     TensorSpec,
     TokenizerSpec,
-    builtin_repository,
     file_sha256,
-    load_repository,
     read_manifest,
     space_digest,
     weights_sha256,
     write_manifest,
 )
+from likewise.export.model_repository import builtin_repository, load_repository
 
 _SPEC = PreprocessingSpec(64, "shortest", "center", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

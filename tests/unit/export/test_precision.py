@@ -11,7 +11,8 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from likewise.export import repository  # noqa: E402
-from likewise.export.manifest import PreprocessingSpec, TensorSpec, load_repository  # noqa: E402
+from likewise.export.manifest import PreprocessingSpec, TensorSpec  # noqa: E402
+from likewise.export.model_repository import load_repository  # noqa: E402
 from likewise.export.parity import LIMITS, Parity, ParityError, check_parity, neighbour_overlap  # noqa: E402
 from likewise.export.precision import convert, normalising_nodes  # noqa: E402
 from likewise.export.repository import Part, next_version, write_family  # noqa: E402

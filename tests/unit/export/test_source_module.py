@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 from tests.unit.export import own_models  # noqa: E402
 
 from likewise.export.combiner import Combiner, CombinerConfig  # noqa: E402
-from likewise.export.manifest import ManifestError, Model, load_repository  # noqa: E402
+from likewise.export.manifest import ManifestError  # noqa: E402
+from likewise.export.model_repository import Model, load_repository  # noqa: E402
 from likewise.export.runtime import OnnxFamily  # noqa: E402
 from likewise.export.sources.checkpoint import CheckpointError, SourceError, read_state_dict  # noqa: E402
 from likewise.export.sources.composer import combiner  # noqa: E402

@@ -17,7 +17,8 @@ from hypothesis import strategies as st  # noqa: E402
 from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
 from tests.unit.export import small_models  # noqa: E402
 
-from likewise.export.manifest import Model, TokenizerSpec, load_repository, read_manifest  # noqa: E402
+from likewise.export.manifest import TokenizerSpec, read_manifest  # noqa: E402
+from likewise.export.model_repository import Model, load_repository  # noqa: E402
 from likewise.export.preprocess import preprocessing_of, to_tensor  # noqa: E402
 from likewise.export.runtime import open_session, run_graph  # noqa: E402
 from likewise.export.sources import golden, openclip  # noqa: E402

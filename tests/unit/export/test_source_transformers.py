@@ -12,7 +12,7 @@ pytest.importorskip("open_clip")
 
 from tests.unit.export import small_models  # noqa: E402
 
-from likewise.export.manifest import Model, load_repository  # noqa: E402
+from likewise.export.model_repository import Model, load_repository  # noqa: E402
 from likewise.export.parity import ParityError  # noqa: E402
 from likewise.export.preprocess import preprocessing_of, to_tensor  # noqa: E402
 from likewise.export.runtime import open_session, run_graph  # noqa: E402

@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer as JsonTokenizer
 from tokenizers import processors
 
-from likewise.export.manifest import ManifestError, Model, TokenizerSpec
+from likewise.export.manifest import ManifestError, TokenizerSpec
+from likewise.export.model_repository import Model
 from likewise.export.tokenizer import TextTooLongError, Tokenizer, tokenizer_of, write_word_tokenizer
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.server.model_fixtures import colour_embedding, png, text_embedding, write_repository
 from tests.unit.server.version_fixtures import other_space, other_words, rewrite, same_space
 
-from likewise.export.manifest import Model
+from likewise.export.model_repository import Model
 from likewise.server.batcher import BatchLimits
 from likewise.server.errors import FailedPrecondition, NotFound, Unavailable
 from likewise.server.graphs import OpenGraph, open_graph

@@ -15,7 +15,8 @@ from tests.unit.server.model_fixtures import (
     write_repository,
 )
 
-from likewise.export.manifest import TensorSpec, builtin_repository
+from likewise.export.manifest import TensorSpec
+from likewise.export.model_repository import builtin_repository
 from likewise.server.batcher import BatchLimits
 from likewise.server.compose import compose_query, unit
 from likewise.server.errors import FailedPrecondition, InvalidRequest, NotFound, Unimplemented

@@ -11,7 +11,7 @@ from likewise.shards.answers import Answers, Mark, to_text
 from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.protocols import StreamPosition, WriteResult
 from likewise.shards.store import Store
-from likewise.shards.writer import WriterLimits
+from likewise.shards.write_queue import WriterLimits
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from likewise.shards.protocols import (
     WriteResult,
 )
 from likewise.shards.store import Store
-from likewise.shards.writer import WriterLimits
+from likewise.shards.write_queue import WriterLimits
 
 
 @pytest.fixture

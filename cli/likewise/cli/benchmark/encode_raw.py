@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from likewise.cli.benchmark.figures import Speed, speed
-from likewise.export.manifest import load_repository
+from likewise.export.model_repository import load_repository
 from likewise.export.preprocess import Preprocessing, preprocessing_of, to_tensor
 from likewise.export.runtime import open_session, run_graph
 

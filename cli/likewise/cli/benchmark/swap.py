@@ -19,7 +19,8 @@ from likewise.cli.benchmark.report import Report
 from likewise.cli.benchmark.search import serve_arguments
 from likewise.cli.server_process import ServerProcess, serve_command
 from likewise.client import AsyncClient, Client, Hits, LikewiseError, Query
-from likewise.export.manifest import builtin_repository, load_repository, write_manifest
+from likewise.export.manifest import write_manifest
+from likewise.export.model_repository import builtin_repository, load_repository
 from likewise.export.shapes.world import render
 
 FAMILY: Final = "swap"

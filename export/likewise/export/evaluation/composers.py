@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from likewise.export.evaluation.problems import EvaluationError
 from likewise.export.evaluation.task import Mode
-from likewise.export.manifest import Manifest, Model, load_repository
+from likewise.export.manifest import Manifest
+from likewise.export.model_repository import Model, load_repository
 
 F64 = npt.NDArray[np.float64]
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from likewise.export.combiner import CombinerConfig
-from likewise.export.manifest import builtin_repository
+from likewise.export.model_repository import builtin_repository
 from likewise.export.networks import ImageConfig, TextConfig
 from likewise.export.runtime import load_family
 from likewise.export.shapes import captions, conditions

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from likewise.export.combiner import Combiner, config_of, renamed
-from likewise.export.manifest import Family, ManifestError, load_repository
+from likewise.export.manifest import ManifestError
+from likewise.export.model_repository import Family, load_repository
 from likewise.export.preprocess import preprocessing_of, to_tensor
 from likewise.export.repository import Part
 from likewise.export.runtime import open_session, run_graph

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from likewise.export.manifest import PRECISIONS, Model, load_repository
+from likewise.export.manifest import PRECISIONS
+from likewise.export.model_repository import Model, load_repository
 from likewise.export.preprocess import Preprocessing
 from likewise.export.repository import Part, write_family
 from likewise.export.sources import golden

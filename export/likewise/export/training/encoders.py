@@ -14,7 +14,8 @@ from onnx import numpy_helper
 from tokenizers import Tokenizer as WordTokenizer
 from torch import Tensor, nn
 
-from likewise.export.manifest import Family, PreprocessingSpec, TensorSpec, TokenizerSpec
+from likewise.export.manifest import PreprocessingSpec, TensorSpec, TokenizerSpec
+from likewise.export.model_repository import Family
 from likewise.export.networks import ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from likewise.export.parity import ParityError, check_parity
 from likewise.export.preprocess import Preprocessing, preprocessing_of

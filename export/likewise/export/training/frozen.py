@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from likewise.export.manifest import Family
+from likewise.export.model_repository import Family
 from likewise.export.preprocess import Preprocessing, preprocessing_of
 from likewise.export.runtime import open_session, run_graph
 from likewise.export.tokenizer import tokenizer_of

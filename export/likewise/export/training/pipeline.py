@@ -16,7 +16,7 @@ from torch import nn
 
 from likewise.export.combiner import Combiner
 from likewise.export.evaluate import Features
-from likewise.export.manifest import Family, load_repository
+from likewise.export.model_repository import Family, load_repository
 from likewise.export.preprocess import Preprocessing
 from likewise.export.repository import write_family
 from likewise.export.training import wording

@@ -19,18 +19,15 @@ from torch import Tensor, nn
 from likewise.export.manifest import (
     MANIFEST,
     MODEL_FILE,
-    Family,
     Manifest,
     ManifestError,
-    Model,
     TensorSpec,
-    builtin_repository,
     file_sha256,
-    load_repository,
     space_digest,
     weights_sha256,
     write_manifest,
 )
+from likewise.export.model_repository import Family, Model, builtin_repository, load_repository
 from likewise.export.parity import check_parity
 from likewise.export.repository import triton_config
 from likewise.export.to_onnx import export_graph

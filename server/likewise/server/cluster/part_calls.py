@@ -33,7 +33,7 @@ async def all_up(parts: Iterable[Supervisor], gallery: str) -> None:
 
 
 async def stop(parts: Iterable[Supervisor], *, discard: bool) -> None:
-    """End parts; with `discard`, what they keep on disk goes too."""
+    """End parts; with `discard`, no cache file of theirs stays."""
     await asyncio.gather(*(part.stop(grace_s=STOP_GRACE_S, discard=discard) for part in parts))
 
 

@@ -19,7 +19,7 @@ from likewise.server.session import Runtime
 from likewise.server.settings import Settings
 from likewise.shards.shard import ShardLimits
 from likewise.shards.store import local_folder
-from likewise.shards.writer import WriterLimits
+from likewise.shards.write_queue import WriterLimits
 
 _log = logging.getLogger(__name__)
 

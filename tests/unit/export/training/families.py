@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from likewise.export.manifest import Family, load_repository
+from likewise.export.model_repository import Family, load_repository
 from likewise.export.networks import ImageConfig, TextEncoder
 from likewise.export.repository import write_family
 from likewise.export.training.encoders import fresh

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from tests.unit.export.training.families import write_tiny  # noqa: E402 - only where torch is installed
 
-from likewise.export.manifest import Family, load_repository  # noqa: E402
+from likewise.export.model_repository import Family, load_repository  # noqa: E402
 from likewise.export.runtime import open_session, run_graph  # noqa: E402
 from likewise.export.tokenizer import tokenizer_of  # noqa: E402
 from likewise.export.training.encoders import EncodersError, restore  # noqa: E402

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from tests.unit.export.training.families import write_tiny  # noqa: E402 - only where torch is installed
 
 from likewise.export.evaluate import query_scores, worst_ranks  # noqa: E402
-from likewise.export.manifest import load_repository  # noqa: E402
+from likewise.export.model_repository import load_repository  # noqa: E402
 from likewise.export.runtime import load_family  # noqa: E402
 from likewise.export.training.parser import RuleParser  # noqa: E402
 from likewise.export.training.pipeline import train  # noqa: E402

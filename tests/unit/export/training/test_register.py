@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 from tests.unit.export.training.families import TINY, write_tiny  # noqa: E402 - only where torch is installed
 
 from likewise.export.combiner import Combiner, CombinerConfig  # noqa: E402
-from likewise.export.manifest import Family, ManifestError, load_repository  # noqa: E402
+from likewise.export.manifest import ManifestError  # noqa: E402
+from likewise.export.model_repository import Family, load_repository  # noqa: E402
 from likewise.export.parity import ParityError  # noqa: E402
 from likewise.export.runtime import load_family  # noqa: E402
 from likewise.export.training import register as registering  # noqa: E402

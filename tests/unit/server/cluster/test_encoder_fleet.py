@@ -7,7 +7,7 @@ import pytest
 from tests.unit.server.cluster.placement import FakeCatalogue, FakePart, FakePlacement, manifest
 from tests.unit.server.waiting import until
 
-from likewise.export.manifest import Model
+from likewise.export.model_repository import Model
 from likewise.internal.v1 import controller_service_pb2 as pb
 from likewise.server.cluster import encoder_fleet, supervisor
 from likewise.server.cluster.controller import Controller
