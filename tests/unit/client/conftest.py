@@ -82,3 +82,14 @@ def connect(request: pytest.FixtureRequest, server: FakeServer, loop: asyncio.Ab
 @pytest.fixture
 def client(connect: Connect) -> Any:
     return connect()
+
+
+@pytest.fixture
+def filled(client: Any) -> Any:
+    gallery = client.create_gallery("g", dim=2, attributes={"price": "double", "colour": "string"})
+    gallery.upsert(
+        ["a", "b", "c"],
+        vectors=[[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]],
+        attributes={"price": [10, 20.5, None], "colour": ["red", "blue", "red"]},
+    )
+    return gallery

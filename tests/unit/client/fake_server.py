@@ -13,6 +13,8 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.unit.client.fake_failures import Failure, abort
 from tests.unit.client.fake_filters import matches
+from tests.unit.client.fake_models import FakeModels
+from tests.unit.client.fake_search import FakeSearch
 
 from likewise.v1 import (
     common_pb2,
@@ -20,12 +22,10 @@ from likewise.v1 import (
     gallery_service_pb2_grpc,
     item_service_pb2,
     item_service_pb2_grpc,
-    model_service_pb2,
     model_service_pb2_grpc,
-    search_service_pb2,
     search_service_pb2_grpc,
 )
-from likewise.wire import MAX_MESSAGE_BYTES, decode_column, decode_vectors, encode_column, encode_vectors, pack
+from likewise.wire import MAX_MESSAGE_BYTES, decode_column, decode_vectors, encode_column, encode_vectors
 
 Request = Any
 Context = grpc.ServicerContext
@@ -126,10 +126,10 @@ class FakeServer:
         server = grpc.server(
             ThreadPoolExecutor(8), interceptors=[_Recorder(self)], options=self._options, maximum_concurrent_rpcs=None
         )
-        search_service_pb2_grpc.add_SearchServiceServicer_to_server(_Search(self), server)  # type: ignore[abstract]
+        search_service_pb2_grpc.add_SearchServiceServicer_to_server(FakeSearch(self), server)  # type: ignore[abstract]
         item_service_pb2_grpc.add_ItemServiceServicer_to_server(_Items(self), server)
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(_Galleries(self), server)  # type: ignore[abstract]
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(), server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(FakeModels(), server)
         health_pb2_grpc.add_HealthServicer_to_server(_Health(), server)
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
@@ -206,81 +206,6 @@ class _Recorder(grpc.ServerInterceptor):
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
-
-
-class _Search(search_service_pb2_grpc.SearchServiceServicer):
-    def __init__(self, server: FakeServer) -> None:
-        self._server = server
-
-    def Search(self, request: Request, context: Context) -> Any:
-        gallery = self._server.gallery(request.gallery, context)
-        with self._server.lock:
-            return self._answer(request, gallery)
-
-    def BatchSearch(self, request: Request, context: Context) -> Any:
-        results = []
-        for one in request.requests:
-            gallery = self._server.gallery(one.gallery, context)
-            if one.reference.item_id and one.reference.item_id not in gallery.items:
-                missing = Failure(grpc.StatusCode.NOT_FOUND, f"no item {one.reference.item_id!r}", "ITEM_NOT_FOUND")
-                results.append(search_service_pb2.BatchSearchResult(error=missing.status()))
-            else:
-                results.append(search_service_pb2.BatchSearchResult(response=self._answer(one, gallery)))
-        return search_service_pb2.BatchSearchResponse(results=results)
-
-    def Compose(self, request: Request, context: Context) -> Any:
-        vector = common_pb2.Vector(dim=2, data=pack([0.6, 0.8], "<f4"))
-        return search_service_pb2.ComposeResponse(vector=vector, composition="text")
-
-    def Explain(self, request: Request, context: Context) -> Any:
-        gallery = self._server.gallery(request.request.gallery, context)
-        items = [search_service_pb2.ItemExplanation(id=one, found=one in gallery.items) for one in request.ids]
-        return search_service_pb2.ExplainResponse(response=self._answer(request.request, gallery), items=items)
-
-    def _answer(self, request: Request, gallery: Gallery) -> search_service_pb2.SearchResponse:
-        query = self._query(request, gallery)
-        scored = sorted(
-            (
-                (-float(_unit(stored.vector) @ query), item)
-                for item, stored in gallery.items.items()
-                if not request.HasField("filter") or matches(request.filter, stored.attributes)
-            ),
-        )
-        best = scored[: request.k if request.HasField("k") else 10]
-        ids = [item for _, item in best]
-        hits = search_service_pb2.Hits(
-            ids=ids,
-            scores=pack([-score for score, _ in best], "<f4"),
-            attributes=gallery.columns(ids, request.mask.attributes),
-            score_kind=search_service_pb2.SCORE_KIND_COSINE,
-        )
-        if request.mask.vectors and ids:
-            hits.vectors.CopyFrom(encode_vectors([_unit(gallery.items[item].vector) for item in ids]))
-        total = len(gallery.items)
-        return search_service_pb2.SearchResponse(
-            hits=hits,
-            coverage=search_service_pb2.Coverage(
-                fraction=1.0, items_searched=total, items_total=total, shards_ok=1, shards_total=1
-            ),
-            timing=search_service_pb2.Timing(total_us=1500),
-            plan=search_service_pb2.Plan(
-                summary=f"exact over {total}",
-                shards=[search_service_pb2.ShardPlan(kind=search_service_pb2.PLAN_KIND_EXACT, live=total)],
-                composition="stored vector",
-            ),
-            models=[common_pb2.ModelRef(name="m", version=1, kind="composer")],
-            version=gallery.version,
-            warnings=[common_pb2.Warning(code="TEXT_CUT", message="the text was cut")],
-            request_id=request.request_id,
-        )
-
-    def _query(self, request: Request, gallery: Gallery) -> np.ndarray:
-        reference = request.reference
-        if reference.WhichOneof("kind") == "vector":
-            return _unit(decode_vectors(reference.vector)[0])
-        if reference.WhichOneof("kind") == "item_id" and reference.item_id in gallery.items:
-            return _unit(gallery.items[reference.item_id].vector)
-        return _unit(np.ones(gallery.spec.spaces[0].dim))
 
 
 class _Items(item_service_pb2_grpc.ItemServiceServicer):
@@ -426,56 +351,6 @@ class _Galleries(gallery_service_pb2_grpc.GalleryServiceServicer):
         )
 
 
-class _Models(model_service_pb2_grpc.ModelServiceServicer):
-    _ALL = tuple(
-        model_service_pb2.Model(
-            name=name,
-            version=version,
-            kind=model_service_pb2.MODEL_KIND_COMPOSER,
-            family="shapes",
-            dim=2,
-            state=model_service_pb2.MODEL_STATE_READY,
-            files={"model.onnx": "ab"},
-        )
-        for name, version in (("a", 1), ("a", 2), ("b", 1))
-    )
-
-    def List(self, request: Request, context: Context) -> Any:
-        start = int(request.page_token or 0)
-        return model_service_pb2.ModelServiceListResponse(
-            models=self._ALL[start : start + 2], next_page_token=str(start + 2) if start + 2 < len(self._ALL) else ""
-        )
-
-    def Get(self, request: Request, context: Context) -> Any:
-        for model in reversed(self._ALL):
-            if model.name == request.name and request.version in (0, model.version):
-                return model_service_pb2.ModelServiceGetResponse(model=model)
-        abort(context, Failure(grpc.StatusCode.NOT_FOUND, f"no model {request.name!r}", "MODEL_NOT_FOUND"))
-
-    def Load(self, request: Request, context: Context) -> Any:
-        return model_service_pb2.ModelServiceLoadResponse(model=self.Get(request, context).model)
-
-    def Promote(self, request: Request, context: Context) -> Any:
-        models = [_used(one.name, one.version) for one in (request, *request.also)]
-        compared = 0 if request.force else 4
-        return model_service_pb2.ModelServicePromoteResponse(
-            model=models[0], models=models, overlap=0.75 if compared else 0, compared=compared
-        )
-
-    def Rollback(self, request: Request, context: Context) -> Any:
-        models = [_used(request.name, 1), _used("b", 1)]
-        return model_service_pb2.ModelServiceRollbackResponse(model=models[0], models=models)
-
-    def Unload(self, request: Request, context: Context) -> Any:
-        return model_service_pb2.ModelServiceUnloadResponse()
-
-
-def _used(name: str, version: int) -> model_service_pb2.Model:
-    return model_service_pb2.Model(
-        name=name, version=version, in_use=True, state=model_service_pb2.MODEL_STATE_READY, compatible_with={"old": 2}
-    )
-
-
 class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def Check(self, request: Request, context: Context) -> Any:
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
@@ -486,7 +361,3 @@ def _page(gallery: Gallery, ids: Sequence[str], request: Request) -> item_servic
     if request.vectors and ids:
         items.vectors.CopyFrom(encode_vectors([gallery.items[item].vector for item in ids]))
     return items
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return np.asarray(vector / np.linalg.norm(vector))

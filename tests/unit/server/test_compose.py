@@ -1,104 +1,24 @@
+"""What vector a reference and its conditions are searched by."""
+
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.server.compose_fakes import DIM, STORED, Models, embedding
 
-from likewise.server.compose import Composed, compose_query, describe, steer, unit
-from likewise.server.errors import FailedPrecondition, InvalidRequest, Overloaded, ServiceError
-from likewise.server.protocols import Encoded, Family
-from likewise.server.query import (
-    ConditionInput,
-    ImageReference,
-    ReferenceInput,
-    StoredReference,
-    TextReference,
-    VectorReference,
-)
+from likewise.server.compose import describe, steer, unit
+from likewise.server.query import ConditionInput, ImageReference, ReferenceInput, TextReference, VectorReference
 from likewise.shards.protocols import F32
 from likewise.v1 import common_pb2
-from likewise.v1.search_service_pb2 import CONDITION_MODE_CHANGE, CONDITION_MODE_FOCUS
-
-DIM = 8
-
-
-def embedding(data: bytes | str) -> F32:
-    """A raw embedding of no particular length that depends on all of the data."""
-    raw = data.encode() if isinstance(data, str) else data
-    seed = int.from_bytes(raw.ljust(8, b"\x01")[:32], "little")
-    return (3.0 * np.random.default_rng(seed).standard_normal(DIM)).astype(np.float32)
-
-
-@dataclass
-class FakeEncoder:
-    kind: str
-    calls: list[list[bytes | str]] = field(default_factory=list)
-    error: Exception | None = None
-    table: dict[bytes | str, F32] = field(default_factory=dict)
-    warnings: tuple[common_pb2.Warning, ...] = ()
-    ran: asyncio.Event = field(default_factory=asyncio.Event)
-    awaits: asyncio.Event | None = None
-
-    @property
-    def model(self) -> common_pb2.ModelRef:
-        return common_pb2.ModelRef(name=f"fake-{self.kind}", version=1, kind=f"{self.kind}_encoder", space="s")
-
-    async def encode(self, inputs: Sequence[bytes] | Sequence[str]) -> Encoded:
-        self.calls.append(list(inputs))
-        self.ran.set()
-        if self.awaits is not None:
-            await self.awaits.wait()
-        if self.error is not None:
-            raise self.error
-        rows = [self.table.get(one, embedding(one)) for one in inputs]
-        vectors = np.array(rows, np.float32).reshape(len(rows), -1)
-        return Encoded(vectors, decode_us=len(inputs), encode_us=10 * len(inputs), warnings=self.warnings)
-
-
-@dataclass
-class FakeComposer:
-    """Reads raw embeddings: the result depends on the length of the reference."""
-
-    calls: int = 0
-    error: Exception | None = None
-
-    @property
-    def model(self) -> common_pb2.ModelRef:
-        return common_pb2.ModelRef(name="fake-composer", version=3, kind="composer", space="s")
-
-    def condition_text(self, text: str, mode: int) -> str:
-        return f"{'the same ' * (mode == CONDITION_MODE_FOCUS)}{'another ' * (mode == CONDITION_MODE_CHANGE)}{text}"
-
-    async def compose(self, references: F32, conditions: F32) -> F32:
-        self.calls += 1
-        if self.error is not None:
-            raise self.error
-        return np.stack([unit(np.tanh(r) + 0.5 * np.roll(c, 1)) for r, c in zip(references, conditions, strict=True)])
-
-
-@dataclass
-class Models:
-    image: FakeEncoder = field(default_factory=lambda: FakeEncoder("image"))
-    text: FakeEncoder = field(default_factory=lambda: FakeEncoder("text"))
-    composer: FakeComposer = field(default_factory=FakeComposer)
-
-    @property
-    def family(self) -> Family:
-        return Family("fake", "s", DIM, self.image, self.text, self.composer)
-
-    async def query(self, reference: ReferenceInput | None, *conditions: ConditionInput) -> Composed:
-        return await compose_query(self.family, DIM, reference=reference, conditions=conditions)
+from likewise.v1.search_service_pb2 import CONDITION_MODE_FOCUS
 
 
 @pytest.fixture
 def models() -> Models:
     return Models()
 
-
-STORED = StoredReference("item-1", embedding("stored"))
 
 REFERENCES = [
     pytest.param(ImageReference(b"png"), embedding(b"png"), "image", id="image"),
@@ -267,160 +187,6 @@ def test_a_condition_and_its_negation_leave_the_reference(rows: F32) -> None:
 @given(unit_rows, st.floats(1e-30, 1e30))
 def test_a_vectors_length_does_not_matter_without_conditions(rows: F32, length: float) -> None:
     np.testing.assert_allclose(unit(rows[0] * np.float32(length)), rows[0], atol=1e-6)
-
-
-async def refusal(models: Models, reference: ReferenceInput | None, *conditions: ConditionInput) -> ServiceError:
-    with pytest.raises(ServiceError) as caught:
-        await models.query(reference, *conditions)
-    return caught.value
-
-
-async def test_neither_reference_nor_condition_is_refused(models: Models) -> None:
-    error = await refusal(models, None)
-
-    assert isinstance(error, InvalidRequest)
-    assert "neither" in str(error)
-
-
-@pytest.mark.parametrize("mode", [CONDITION_MODE_FOCUS, CONDITION_MODE_CHANGE])
-async def test_a_mode_without_a_reference_is_refused(models: Models, mode: int) -> None:
-    error = await refusal(models, None, ConditionInput("a dog"), ConditionInput("red", mode=mode))
-
-    assert isinstance(error, InvalidRequest)
-    assert error.field == "conditions[1].mode"
-    assert "reference" in str(error)
-    assert models.text.calls == []
-
-
-async def test_descriptions_that_cancel_out_are_refused(models: Models) -> None:
-    error = await refusal(models, None, ConditionInput("red"), ConditionInput("red", negative=True))
-
-    assert isinstance(error, InvalidRequest)
-    assert error.reason == "CONDITIONS_CANCEL"
-
-
-def test_descriptions_that_differ_by_rounding_only_are_refused() -> None:
-    text = unit(np.arange(1, DIM + 1))
-
-    with pytest.raises(InvalidRequest, match="cancel"):
-        describe(np.stack([text, np.nextafter(text, 1, dtype=np.float32)]), [1.0, -1.0])
-
-
-def test_a_reference_that_cancels_against_its_conditions_is_refused() -> None:
-    reference = unit(np.arange(1, DIM + 1))
-
-    with pytest.raises(InvalidRequest, match="cancel"):
-        steer(reference, -reference[None], [0.5])
-
-
-@pytest.mark.parametrize(
-    ("vector", "reason", "words"),
-    [
-        (np.ones(5, np.float32), "DIMENSION_MISMATCH", "5 numbers, the gallery's have 8"),
-        (np.ones((1, DIM), np.float32), "DIMENSION_MISMATCH", "1x8"),
-        (np.zeros(DIM, np.float32), "ZERO_VECTOR", "zero"),
-        (np.array([1, 2, np.nan, 4, 5, 6, 7, 8], np.float32), "NOT_FINITE", "number 2 of the vector is nan"),
-        (np.array([1, 2, 3, 4, 5, 6, 7, -np.inf], np.float32), "NOT_FINITE", "number 7 of the vector is -inf"),
-    ],
-)
-async def test_bad_vectors_are_refused(models: Models, vector: F32, reason: str, words: str) -> None:
-    error = await refusal(models, VectorReference(vector), ConditionInput("in red"))
-
-    assert isinstance(error, InvalidRequest)
-    assert (error.reason, error.field) == (reason, "reference.vector")
-    assert words in str(error)
-    assert models.text.calls == []
-
-
-@pytest.mark.parametrize(
-    ("reference", "conditions", "reason"),
-    [
-        (ImageReference(b"png"), (), "NO_ENCODER"),
-        (TextReference("a dog"), (), "NO_ENCODER"),
-        (None, (ConditionInput("a dog"),), "NO_ENCODER"),
-        (STORED, (ConditionInput("in red"),), "NO_COMPOSER"),
-        (ImageReference(b"png"), (ConditionInput("in red"),), "NO_COMPOSER"),
-    ],
-)
-async def test_a_gallery_of_vectors_only_says_what_it_lacks(
-    reference: ReferenceInput | None, conditions: tuple[ConditionInput, ...], reason: str
-) -> None:
-    with pytest.raises(FailedPrecondition, match="vectors only") as caught:
-        await compose_query(None, DIM, reference=reference, conditions=conditions)
-
-    assert caught.value.reason == reason
-
-
-@pytest.mark.parametrize("reference", [VectorReference(embedding("v")), STORED])
-async def test_a_gallery_of_vectors_only_takes_vectors(reference: VectorReference | StoredReference) -> None:
-    composed = await compose_query(None, DIM, reference=reference, conditions=[])
-
-    np.testing.assert_array_equal(composed.vector, unit(reference.vector))
-    assert composed.models == ()
-
-
-@pytest.mark.parametrize(
-    ("missing", "reference", "reason", "words"),
-    [
-        ("image", ImageReference(b"png"), "NO_ENCODER", "no image encoder"),
-        ("text", VectorReference(embedding("v")), "NO_ENCODER", "no text encoder"),
-        ("composer", STORED, "NO_COMPOSER", "no composer"),
-    ],
-)
-async def test_a_family_says_which_model_it_lacks(
-    models: Models, missing: str, reference: ReferenceInput, reason: str, words: str
-) -> None:
-    parts = {"image": models.image, "text": models.text, "composer": models.composer} | {missing: None}
-    family = Family("partial", "s", DIM, **parts)  # type: ignore[arg-type]
-
-    with pytest.raises(FailedPrecondition, match=words) as caught:
-        await compose_query(family, DIM, reference=reference, conditions=[ConditionInput("in red")])
-
-    assert caught.value.reason == reason
-    assert "'partial'" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("index", "field"), [(0, "reference.text"), (1, "conditions[0].text"), (2, "conditions[1].text")]
-)
-async def test_an_encoders_refusal_names_the_field_of_the_request(models: Models, index: int, field: str) -> None:
-    models.text.error = InvalidRequest("too long", reason="TEXT_TOO_LONG", field=f"[{index}]", metadata={"a": "b"})
-
-    error = await refusal(models, TextReference("a"), ConditionInput("b"), ConditionInput("c"))
-
-    assert (error.field, error.reason, error.metadata, str(error)) == (field, "TEXT_TOO_LONG", {"a": "b"}, "too long")
-
-
-async def test_one_encoders_failure_withdraws_the_other_and_comes_out_as_itself(models: Models) -> None:
-    models.image.error = Overloaded("full", retry_after_s=1.0)
-    models.text.awaits = asyncio.Event()
-
-    error = await refusal(models, ImageReference(b"png"), ConditionInput("in red"))
-
-    assert error is models.image.error
-
-
-async def test_a_composers_refusal_names_the_reference(models: Models) -> None:
-    models.composer.error = InvalidRequest("too large", reason="NOT_FINITE")
-
-    error = await refusal(models, VectorReference(embedding("v")), ConditionInput("in red"))
-
-    assert (error.field, error.reason) == ("reference.vector", "NOT_FINITE")
-
-
-async def test_models_of_another_dimension_than_the_gallerys_are_refused(models: Models) -> None:
-    with pytest.raises(FailedPrecondition, match="8 numbers, the gallery's have 16") as caught:
-        await compose_query(models.family, 16, reference=TextReference("a dog"), conditions=[])
-
-    assert caught.value.reason == "DIMENSION_MISMATCH"
-
-
-async def test_an_embedding_of_length_zero_is_refused_with_its_field(models: Models) -> None:
-    models.text.table["nothing"] = np.zeros(DIM, np.float32)
-
-    error = await refusal(models, None, ConditionInput("a dog"), ConditionInput("nothing"))
-
-    assert (error.reason, error.field) == ("ZERO_VECTOR", "conditions[1].text")
 
 
 async def test_a_cancelled_query_is_cancelled(models: Models) -> None:

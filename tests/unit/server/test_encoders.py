@@ -1,54 +1,19 @@
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+"""Texts are tokenised and encoded in order, composers keep their pairs together; warnings say what was left out."""
+
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from tests.unit.server.model_fixtures import TEMPLATES, WORDS, png
+from tests.unit.server.model_fixtures import TEMPLATES, WORDS
+from tests.unit.server.summing_graph import DIM, MODEL, FakeGraph
 
-from likewise.export.preprocess import Preprocessing
 from likewise.export.tokenizer import Tokenizer, write_word_tokenizer
 from likewise.server.batcher import BatchLimits, BatchReport
-from likewise.server.encoders import OnnxComposer, OnnxImageEncoder, OnnxTextEncoder, Serving
-from likewise.server.errors import InvalidRequest, Overloaded, ServiceError
-from likewise.server.images import ImageLimits
-from likewise.v1 import common_pb2
-from likewise.v1.search_service_pb2 import (
-    CONDITION_MODE_CHANGE,
-    CONDITION_MODE_FOCUS,
-    CONDITION_MODE_UNSPECIFIED,
-)
-
-DIM = 4
-MODEL = common_pb2.ModelRef(name="fake", version=2, kind="any", space="s")
-Array = npt.NDArray[Any]
-
-
-class FakeGraph:
-    """Sums each row of its inputs' numbers into DIM equal ones; waits for `gate`."""
-
-    def __init__(self, value: float | None = None) -> None:
-        self.value = value
-        self.batches: list[dict[str, Array]] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.started = threading.Semaphore(0)
-
-    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        self.batches.append(dict(feeds))
-        self.started.release()
-        assert self.gate.wait(10)
-        rows = sum(feed.reshape(len(feed), -1).sum(axis=1) for feed in feeds.values())
-        output = np.repeat(np.asarray(rows, np.float32)[:, np.newaxis], DIM, axis=1)
-        return {"out": output if self.value is None else np.full_like(output, self.value)}
-
-    @property
-    def sizes(self) -> list[int]:
-        return [len(next(iter(feeds.values()))) for feeds in self.batches]
+from likewise.server.encoders import OnnxComposer, OnnxTextEncoder, Serving
+from likewise.server.errors import InvalidRequest
+from likewise.v1.search_service_pb2 import CONDITION_MODE_CHANGE, CONDITION_MODE_FOCUS, CONDITION_MODE_UNSPECIFIED
 
 
 @pytest.fixture
@@ -65,27 +30,6 @@ def reports() -> list[BatchReport]:
 async def serving(reports: list[BatchReport]) -> AsyncIterator[Serving]:
     with ThreadPoolExecutor(2) as pool:
         yield Serving(pool, 2, BatchLimits(max_batch=4, max_items=16), reports.append)
-
-
-def images_of(graph: FakeGraph, serving: Serving, **preprocessing: Any) -> OnnxImageEncoder:
-    return OnnxImageEncoder(
-        MODEL,
-        graph,
-        serving=serving,
-        input="in",
-        output="out",
-        dim=DIM,
-        preprocessing=Preprocessing(size=2, mean=(0, 0, 0), std=(1, 1, 1), **preprocessing),
-        limits=ImageLimits(max_pixels=1_000),
-    )
-
-
-@pytest.fixture
-async def images(graph: FakeGraph, serving: Serving) -> AsyncIterator[OnnxImageEncoder]:
-    encoder = images_of(graph, serving)
-    yield encoder
-    graph.gate.set()
-    await encoder.close()
 
 
 def texts_of(graph: FakeGraph, serving: Serving, folder: Path, *, truncate: str = "end") -> OnnxTextEncoder:
@@ -127,178 +71,6 @@ async def composer(graph: FakeGraph, serving: Serving) -> AsyncIterator[OnnxComp
     await made.close()
 
 
-def grey(level: int) -> bytes:
-    return png((level, level, level))
-
-
-async def test_images_come_back_in_order_however_many(images: OnnxImageEncoder, graph: FakeGraph) -> None:
-    levels = [(37 * i) % 256 for i in range(50)]
-
-    encoded = await images.encode([grey(level) for level in levels])
-
-    assert encoded.vectors.shape == (50, DIM)
-    assert encoded.vectors.dtype == np.float32
-    np.testing.assert_allclose(encoded.vectors[:, 0], [12 * level / 255 for level in levels], rtol=1e-5)
-    assert max(graph.sizes) <= 4
-    assert graph.batches[0]["in"].shape[1:] == (3, 2, 2)
-    assert encoded.decode_us > 0
-    assert encoded.encode_us >= 0
-
-
-async def test_a_large_call_leaves_places_for_others(images: OnnxImageEncoder, graph: FakeGraph) -> None:
-    graph.gate.clear()
-    large = asyncio.create_task(images.encode([grey(1)] * 200))
-    assert await asyncio.to_thread(graph.started.acquire, timeout=10)
-
-    single = asyncio.create_task(images.encode([grey(255)]))
-    await asyncio.sleep(0)
-    graph.gate.set()
-
-    assert (await single).vectors[0, 0] == pytest.approx(12)
-    assert not large.done()
-    assert (await large).vectors.shape == (200, DIM)
-
-
-class CountingPool(Executor):
-    """Counts what was submitted and has not finished."""
-
-    def __init__(self, pool: Executor) -> None:
-        self.pool = pool
-        self.pending = 0
-        self.peak = 0
-        self.submitted = 0
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.pending += 1
-        self.submitted += 1
-        self.peak = max(self.peak, self.pending)
-        future = self.pool.submit(function, *args, **kwargs)
-        future.add_done_callback(self._finished)
-        return future
-
-    def _finished(self, future: Future[Any]) -> None:
-        self.pending -= 1
-
-
-async def test_a_large_call_keeps_no_more_decodes_waiting_than_there_are_threads(graph: FakeGraph) -> None:
-    with ThreadPoolExecutor(1) as threads:
-        pool = CountingPool(threads)
-        encoder = images_of(graph, Serving(pool, 1, BatchLimits(max_batch=4, max_items=16)))
-
-        await encoder.encode([grey(i) for i in range(20)])
-
-        assert pool.peak == 1
-        await encoder.close()
-
-
-async def test_a_large_call_holds_no_more_tensors_than_its_window(graph: FakeGraph) -> None:
-    graph.gate.clear()
-    with ThreadPoolExecutor(1) as threads:
-        pool = CountingPool(threads)
-        encoder = images_of(graph, Serving(pool, 1, BatchLimits(max_batch=4, max_items=16)))
-        call = asyncio.create_task(encoder.encode([grey(i) for i in range(20)]))
-
-        for _ in range(60):
-            # Behind whatever the call has submitted: the pool has one thread.
-            await asyncio.get_running_loop().run_in_executor(threads, int)
-
-        assert pool.submitted == 8
-        graph.gate.set()
-        assert (await call).vectors.shape == (20, DIM)
-        await encoder.close()
-
-
-async def test_pictures_are_decoded_while_a_batch_runs(graph: FakeGraph) -> None:
-    graph.gate.clear()
-    with ThreadPoolExecutor(1) as threads:
-        pool = CountingPool(threads)
-        encoder = images_of(graph, Serving(pool, 1, BatchLimits(max_batch=2, max_items=16)))
-        first = asyncio.create_task(encoder.encode([grey(1)]))
-        assert await asyncio.to_thread(graph.started.acquire, timeout=10)
-
-        later = [asyncio.create_task(encoder.encode([grey(i)])) for i in (2, 3)]
-        while pool.submitted < 3:  # noqa: ASYNC110  # a fake's counter has no event
-            await asyncio.sleep(0)
-        # Behind the last of them: the pool has one thread.
-        await asyncio.get_running_loop().run_in_executor(threads, int)
-
-        assert (pool.pending, graph.sizes) == (0, [1])
-        graph.gate.set()
-        await asyncio.gather(first, *later)
-        assert graph.sizes == [1, 2]
-        await encoder.close()
-
-
-async def test_images_beyond_the_queue_are_refused_before_they_are_decoded(
-    images: OnnxImageEncoder, graph: FakeGraph
-) -> None:
-    graph.gate.clear()
-    waiting = [asyncio.create_task(images.encode([grey(i)] * 8)) for i in range(2)]
-    assert await asyncio.to_thread(graph.started.acquire, timeout=10)
-
-    with pytest.raises(Overloaded, match="16 items, the limit is 16"):
-        await images.encode([b"not looked at"])
-
-    graph.gate.set()
-    await asyncio.gather(*waiting)
-
-
-async def test_a_bad_image_is_named_and_frees_the_queue(images: OnnxImageEncoder) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        await images.encode([grey(1), grey(2), b"text.png", grey(3)])
-
-    assert (caught.value.field, caught.value.reason) == ("[2]", "IMAGE_UNDECODABLE")
-    assert (await images.encode([grey(255)])).vectors[0, 0] == pytest.approx(12)
-
-
-async def test_image_limits_apply(images: OnnxImageEncoder) -> None:
-    with pytest.raises(InvalidRequest, match=r"1,200 pixels, the limit is 1,000") as caught:
-        await images.encode([png((0, 0, 0), (40, 30))])
-
-    assert caught.value.reason == "IMAGE_TOO_LARGE"
-
-
-async def test_a_strip_that_padding_would_blow_up_is_refused(graph: FakeGraph, serving: Serving) -> None:
-    encoder = images_of(graph, serving, targetpad=1.25)
-
-    with pytest.raises(InvalidRequest, match=r"would be padded to 800,000, the limit is 1,000") as caught:
-        await encoder.encode([png((0, 0, 0), (1_000, 1))])
-
-    assert caught.value.reason == "IMAGE_TOO_LARGE"
-    assert (await encoder.encode([png((255, 255, 255), (20, 16))])).vectors[0, 0] == pytest.approx(12)
-    await encoder.close()
-
-
-async def test_numbers_that_are_not_finite_never_leave_an_encoder(serving: Serving) -> None:
-    encoder = images_of(FakeGraph(float("nan")), serving)
-
-    with pytest.raises(ServiceError, match="fake/2 gave numbers that are not finite") as caught:
-        await encoder.encode([grey(1)])
-
-    assert caught.value.reason == "MODEL_OUTPUT_NOT_FINITE"
-    await encoder.close()
-
-
-async def test_a_cancelled_call_gives_back_its_places(images: OnnxImageEncoder, graph: FakeGraph) -> None:
-    graph.gate.clear()
-    call = asyncio.create_task(images.encode([grey(1)] * 100))
-    assert await asyncio.to_thread(graph.started.acquire, timeout=10)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    graph.gate.set()
-
-    await asyncio.gather(*(images.encode([grey(2)] * 8) for _ in range(2)))
-
-    assert sum(graph.sizes) <= 4 + 16
-
-
-async def test_batches_are_reported_by_model(images: OnnxImageEncoder, reports: list[BatchReport]) -> None:
-    await images.encode([grey(1)])
-
-    assert [(report.name, report.size) for report in reports] == [("fake/2", 1)]
-
-
 @pytest.mark.parametrize("count", [0, 1, 30])
 async def test_texts_come_back_in_order_however_many(texts: OnnxTextEncoder, graph: FakeGraph, count: int) -> None:
     words = [sorted(WORDS)[i % len(WORDS)] for i in range(count)]
@@ -309,10 +81,6 @@ async def test_texts_come_back_in_order_however_many(texts: OnnxTextEncoder, gra
     assert encoded.vectors.shape == (count, DIM)
     assert all(batch["in"].dtype == np.int64 and batch["in"].shape[1:] == (3,) for batch in graph.batches)
     assert encoded.warnings == ()
-
-
-async def test_a_call_without_images_gives_no_rows(images: OnnxImageEncoder) -> None:
-    assert (await images.encode([])).vectors.shape == (0, DIM)
 
 
 async def test_a_text_that_was_cut_is_named_in_a_warning(texts: OnnxTextEncoder) -> None:

@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from likewise.shards import snapshots
+from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.layout import input_schema
 from likewise.shards.protocols import Delta, UnknownAttribute
 from likewise.shards.spec import AttributeSpec, GallerySpec, SpaceSpec
+from likewise.shards.store import Store
 from likewise.v1 import common_pb2 as pb
 
 DIM = 4
@@ -116,3 +120,9 @@ class StuckFollower(Follower):
     async def apply(self, delta: Delta) -> None:
         await self.go.wait()
         await super().apply(delta)
+
+
+def restore(store: Store, gallery: GalleryStore, snapshot: str, name: str, **options: Any) -> GalleryStore:
+    """A gallery made of a snapshot, in the store."""
+    with snapshots.restored(store, gallery, snapshot, name, **options) as staged:
+        return store.publish(staged, name)

@@ -1,0 +1,134 @@
+"""Which searches of threads travel together, and what becomes of each."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.unit.client.batching_answers import CONFIG, Answers, search
+from tests.unit.client.fake_server import FakeServer
+
+from likewise.client import Client, NotFound, Unavailable
+from likewise.client.results import Hits
+from likewise.client.rpc import Call
+from likewise.client.search_batching import SearchBatcher
+
+
+class Threads(Answers):
+    """For threads: a call waits for its gate, if it has one; `entered` counts the calls that have begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: dict[int, threading.Event] = {}
+        self.entered = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self.batcher = SearchBatcher(self.call, CONFIG)
+
+    def call(self, call: Call[Any], timeout: float | None) -> Any:
+        with self._lock:
+            index = self.enter(call, timeout)
+        self.entered.release()
+        if gate := self.gates.get(index):
+            assert gate.wait(30)
+        return self.of(call, index)
+
+
+class Caller(threading.Thread):
+    """Searches in a thread of its own and keeps what came of it."""
+
+    def __init__(self, server: Threads, number: int) -> None:
+        super().__init__(daemon=True)
+        self._server, self._number = server, number
+        self.outcome: Hits | BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.outcome = self._server.batcher.search(search(self._number), None)
+        except BaseException as error:
+            self.outcome = error
+
+    def result(self) -> Any:
+        self.join(30)
+        return self.outcome
+
+
+def waiting_threads(server: Threads, count: int) -> tuple[threading.Event, Caller, list[Caller]]:
+    """One search under way behind the gate, and `count` that wait for it or have lost their patience."""
+    gate = server.gates[0] = threading.Event()
+    first = Caller(server, 0)
+    assert server.entered.acquire(timeout=30)
+    return gate, first, [Caller(server, number) for number in range(1, count + 1)]
+
+
+def test_threads_that_find_a_call_under_way_all_get_their_answers() -> None:
+    server = Threads()
+    gate, first, others = waiting_threads(server, 40)
+    gate.set()
+
+    found = [caller.result() for caller in (first, *others)]
+
+    assert [hits.ids for hits in found] == [[str(number)] for number in range(41)]
+    assert sorted(number for call in server.calls for number in call) == list(range(41))
+    assert len(server.calls) < 41
+    assert server.batcher.kinds == 0
+
+
+def test_threads_do_not_wait_for_a_call_that_does_not_come_back() -> None:
+    server = Threads()
+    gate, first, others = waiting_threads(server, 3)
+
+    assert [caller.result().ids for caller in others] == [["1"], ["2"], ["3"]]  # the gate is still shut
+
+    gate.set()
+    assert first.result().ids == ["0"]
+    assert server.batcher.kinds == 0
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), SystemExit()])
+def test_a_thread_that_is_interrupted_leaves_nobody_waiting(failure: BaseException) -> None:
+    server = Threads()
+    server.failures[1] = failure
+    gate, first, others = waiting_threads(server, 10)
+    gate.set()
+
+    found = [caller.result() for caller in (first, *others)]
+
+    # Whoever made that call was interrupted; those it made the call for asked again.
+    assert [type(one) for one in found if not isinstance(one, Hits)] == [type(failure)]
+    assert len([one for one in found if isinstance(one, Hits)]) == 10
+
+
+def test_threads_share_an_error_and_keep_their_own() -> None:
+    server = Threads()
+    server.errors = {number: NotFound("no such thing") for number in range(1, 21)}
+    server.failures[0] = Unavailable("gone")
+    gate, first, others = waiting_threads(server, 20)
+    gate.set()
+
+    assert isinstance(first.result(), Unavailable)
+    outcomes = [caller.result() for caller in others]
+    # One that went alone, as no other waited then, is answered; of those in company each has its error.
+    assert {type(one) for one in outcomes} <= {NotFound, Hits}
+    assert len([one for one in outcomes if isinstance(one, NotFound)]) == sum(
+        len(call) for call in server.calls if len(call) > 1
+    )
+
+
+def test_threads_share_calls_to_a_server_and_keep_their_answers(server: FakeServer) -> None:
+    with Client(server.address) as client:
+        gallery = client.create_gallery("g", dim=2)
+        gallery.upsert(["a", "b"], vectors=[[1, 0], [0, 1]], progress=False)
+        found: dict[int, list[str]] = {}
+
+        def ask(number: int) -> None:
+            for _ in range(5):
+                found[number] = gallery.search(vector=np.eye(2)[number % 2], k=1).ids
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+    assert found == {number: [["a"], ["b"]][number % 2] for number in range(12)}
