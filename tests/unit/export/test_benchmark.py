@@ -74,7 +74,7 @@ def test_the_benchmark_needs_no_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "from likewise.export.shapes import benchmark\n"
-        "from likewise.export import manifest, preprocess, tokenizer, runtime\n"
+        "from likewise.export import manifest, model_repository, preprocess, tokenizer, runtime\n"
         "assert not any(name.startswith('torch.') for name in sys.modules)\n"
     )
 
@@ -86,7 +86,7 @@ def test_what_the_server_imports_needs_neither_torch_nor_onnxruntime() -> None:
 
     program = (
         "import sys\n"
-        "from likewise.export import manifest, preprocess, tokenizer\n"
+        "from likewise.export import manifest, model_repository, preprocess, tokenizer\n"
         "assert not {'torch', 'onnxruntime', 'onnx'} & set(sys.modules)\n"
     )
 
