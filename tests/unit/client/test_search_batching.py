@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from grpc import StatusCode
@@ -11,12 +11,12 @@ from tests.unit.client.batching_answers import CONFIG, MEMORY, Answers, search
 from tests.unit.client.fake_failures import Failure
 from tests.unit.client.fake_server import FakeServer
 
-from likewise.client import AsyncClient, InvalidArgument, NotFound, Unavailable
+from likewise.client import AsyncClient, DeadlineExceeded, InvalidArgument, NotFound, Unavailable, search_batching
 from likewise.client.errors import AnswerTooLarge
-from likewise.client.requests import vector_search
+from likewise.client.requests import VectorSearch, vector_search
 from likewise.client.results import Hits
 from likewise.client.rpc import Call
-from likewise.client.search_batching import MAX_TOGETHER, AsyncSearchBatcher
+from likewise.client.search_batching import MAX_TOGETHER, AsyncSearchBatcher, next_together, patience_s
 
 
 class Async(Answers):
@@ -168,6 +168,47 @@ def test_a_call_has_what_its_oldest_search_has_left() -> None:
         assert 0 < left <= 5.0
 
     asyncio.run(run())
+
+
+def test_a_caller_whose_time_is_over_is_told_so_whatever_the_others_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_batching, "MIN_TIMEOUT_S", 0.0)
+
+    async def run() -> None:
+        server = Async()
+        gates = server.hold(0), server.hold(1)
+        under_way = [server.ask(number, timeout=0.02) for number in range(2)]
+        await turns()
+        waiting = server.ask(2, timeout=0.02)
+
+        found = await asyncio.gather(*under_way, waiting, return_exceptions=True)
+
+        assert [type(error) for error in found] == [DeadlineExceeded] * 3
+        for gate in gates:
+            gate.set()
+        await turns()
+        assert server.cancelled == len(server.calls)  # nobody waited for them any more
+        assert server.batcher.kinds == 0
+
+    asyncio.run(run())
+
+
+def test_who_would_be_late_is_not_sent_unless_all_would() -> None:
+    class Entry(NamedTuple):
+        search: VectorSearch
+        deadline: float
+
+    entries = [Entry(search(number), deadline) for number, deadline in enumerate((10.5, 11.0, 12.0, 13.0))]
+
+    assert next_together(entries, 0.0, 10.0) == (entries, [])
+    assert next_together(entries, 1.0, 10.0) == (entries[2:], [])  # with a margin
+    assert next_together(entries, 9.0, 10.0) == (entries, [])
+    assert next_together([], 1.0, 10.0) == ([], [])
+
+
+def test_patience_grows_with_the_last_call_and_doubles_with_each_under_way() -> None:
+    assert [patience_s(took, 1) for took in (0.0, 0.01, 9.0)] == [0.005, 0.02, 0.05]
+    assert [patience_s(0.01, under_way) for under_way in (1, 2, 3)] == [0.02, 0.04, 0.08]
+    assert patience_s(0.01, 1_000_000) < 60
 
 
 def test_no_more_go_together_than_an_answer_may_bring() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.client.batching_answers import CONFIG, Answers, search
 from tests.unit.client.fake_server import FakeServer
 
-from likewise.client import Client, NotFound, Unavailable
+from likewise.client import Client, DeadlineExceeded, NotFound, Unavailable, search_batching
 from likewise.client.results import Hits
 from likewise.client.rpc import Call
 from likewise.client.search_batching import SearchBatcher
@@ -36,15 +36,15 @@ class Threads(Answers):
 class Caller(threading.Thread):
     """Searches in a thread of its own and keeps what came of it."""
 
-    def __init__(self, server: Threads, number: int) -> None:
+    def __init__(self, server: Threads, number: int, *, timeout: float | None = None) -> None:
         super().__init__(daemon=True)
-        self._server, self._number = server, number
+        self._server, self._number, self._timeout = server, number, timeout
         self.outcome: Hits | BaseException | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            self.outcome = self._server.batcher.search(search(self._number), None)
+            self.outcome = self._server.batcher.search(search(self._number), self._timeout)
         except BaseException as error:
             self.outcome = error
 
@@ -97,6 +97,23 @@ def test_a_thread_that_is_interrupted_leaves_nobody_waiting(failure: BaseExcepti
     # Whoever made that call was interrupted; those it made the call for asked again.
     assert [type(one) for one in found if not isinstance(one, Hits)] == [type(failure)]
     assert len([one for one in found if isinstance(one, Hits)]) == 10
+
+
+def test_a_thread_whose_time_is_over_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MIN_TIMEOUT_S", 0.0), ("MIN_PATIENCE_S", 1e6), ("MAX_PATIENCE_S", 1e6)):
+        monkeypatch.setattr(search_batching, name, value)
+    server = Threads()
+    gate = server.gates[0] = threading.Event()
+    first = Caller(server, 0, timeout=0.05)
+    assert server.entered.acquire(timeout=30)
+
+    late = [caller.result() for caller in [Caller(server, number, timeout=0.05) for number in (1, 2)]]
+    gate.set()
+
+    assert [type(one) for one in late] == [DeadlineExceeded] * 2
+    assert first.result().ids == ["0"]  # the server's word, which this one has brought over gRPC's own deadline
+    assert server.calls == [[0]]
+    assert server.batcher.kinds == 0
 
 
 def test_threads_share_an_error_and_keep_their_own() -> None:

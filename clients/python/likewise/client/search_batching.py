@@ -4,7 +4,8 @@
 What a call costs beside the search itself, in the client, in gRPC and in the server, is then paid once for all of
 them. An idle client adds no delay: a search that meets no other goes at once, as a Search of its own. Those that come
 while it is under way wait for it and then go together, so that a batch is as large as the load makes it. How long they
-wait for a call that does not come back is bounded.
+wait for a call that does not come back is bounded, and doubles with each call under way, so that a server that has more
+to do than it can is not sent ever more. Each caller's timeout is its own, whatever the others have.
 
 Only what costs the server the same goes together: searches that differ in nothing but their vector. Each has its own
 answer or error, and one that fails for a passing reason is asked again by itself, under gRPC's retries.
@@ -17,12 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 from grpc import StatusCode
 
 from likewise.client.channel import ChannelConfig
-from likewise.client.errors import AnswerTooLarge, LikewiseError
+from likewise.client.errors import AnswerTooLarge, DeadlineExceeded, LikewiseError
 from likewise.client.requests import VectorSearch, together
 from likewise.client.results import Hits
 from likewise.client.rpc import Call
@@ -34,9 +35,14 @@ MIN_TIMEOUT_S: Final = 1.0
 """Searches with less time than that do not wait for others."""
 
 PATIENCE: Final = 2.0
-"""How much longer than the last call took a search waits for the one under way, between the bounds below."""
+"""How much longer than the last call took a search waits for the one under way, between the bounds below; twice as long
+for each further one."""
 MIN_PATIENCE_S: Final = 0.005
 MAX_PATIENCE_S: Final = 0.05
+_MOST_DOUBLINGS: Final = 10
+
+MARGIN: Final = 1.25
+"""How much of the time of the last call a search must have left to be sent, while there are others that have."""
 
 _PASSING: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.CANCELLED})
 """What gRPC tries again by itself when it is the status of a call."""
@@ -44,6 +50,18 @@ _PASSING: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.CANCELLED})
 _Key = tuple[bytes, float]
 _Outcome = Hits | Exception | None
 """What became of a search in company; None: it is to be asked again alone."""
+
+
+class _Entry(Protocol):
+    """A search with the time at which its caller's is over, by the monotonic clock."""
+
+    @property
+    def search(self) -> VectorSearch: ...
+    @property
+    def deadline(self) -> float: ...
+
+
+_E = TypeVar("_E", bound=_Entry)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +72,13 @@ class _Waiting:
     deadline: float
     future: asyncio.Future[_Outcome]
     group: "_Group | None" = None
+
+    def expire(self) -> None:
+        """End the wait: the caller's time is over."""
+        if not self.future.done():
+            self.future.set_result(_too_late())
+            if self.group is not None:
+                self.group.leave()
 
 
 @dataclass(slots=True, eq=False)
@@ -118,14 +143,18 @@ class AsyncSearchBatcher:
             # Not at once: whoever is ready in this turn of the event loop comes along.
             lane.due = loop.call_soon(self._start, key, lane)
         elif lane.due is None:
-            lane.due = loop.call_later(_patience_s(lane.took_s), self._start, key, lane)
+            self._wait(key, lane)
         lane.waiting.append(entry)
+        timer = loop.call_later(timeout_s, entry.expire) if timeout_s < math.inf else None
         try:
             outcome: _Outcome = await entry.future
         except asyncio.CancelledError:
             if entry.group is not None:
                 entry.group.leave()
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
         if outcome is None:
             again: Hits = await self._call(search.call(), _left_s(entry.deadline))
             return again
@@ -136,34 +165,33 @@ class AsyncSearchBatcher:
         """Kinds of searches that are under way or wait."""
         return len(self._lanes)
 
+    def _wait(self, key: _Key, lane: _Lane) -> None:
+        """Start what waits when the calls under way have taken too long."""
+        patient_s = patience_s(lane.took_s, lane.under_way)
+        lane.due = asyncio.get_running_loop().call_later(patient_s, self._start, key, lane)
+
     def _start(self, key: _Key, lane: _Lane) -> None:
-        """Send off what waits; forget the lane if nothing does and nothing is under way."""
-        if lane.due is not None:
-            lane.due.cancel()
-            lane.due = None
-        # A caller that was cancelled took its future along.
-        waiting, lane.waiting = [entry for entry in lane.waiting if not entry.future.done()], []
-        while waiting:
-            most = _most(waiting[0].search)
-            members, waiting = waiting[:most], waiting[most:]
+        """Send off what waits, as much as goes together; forget the lane if there is nothing left of it."""
+        lane.due = None
+        started = time.monotonic()
+        # A caller that was cancelled, or whose time was over, took its future along.
+        waiting = [entry for entry in lane.waiting if not entry.future.done()]
+        members, lane.waiting = next_together(waiting, lane.took_s, started)
+        if members:
             lane.under_way += 1
-            group, started = _Group(members), time.monotonic()
+            group = _Group(members)
             group.task = asyncio.get_running_loop().create_task(self._go(members))
-
-            def ended(
-                task: asyncio.Task[None], members: Sequence[_Waiting] = members, started: float = started
-            ) -> None:
-                self._ended(key, lane, members, time.monotonic() - started)
-
             # Not in the task: one that is cancelled before its first step runs nothing of what it has.
-            group.task.add_done_callback(ended)
-        if not lane.under_way:
+            group.task.add_done_callback(lambda _: self._ended(key, lane, members, time.monotonic() - started))
+        if lane.waiting:
+            self._wait(key, lane)
+        elif not lane.under_way:
             del self._lanes[key]
 
     async def _go(self, members: Sequence[_Waiting]) -> None:
         call = _call_of([member.search for member in members])
         try:
-            answer = await self._call(call, _left_s(members[0].deadline))
+            answer = await self._call(call, _left_s(members[-1].deadline))
         except asyncio.CancelledError:
             raise  # by the last of its callers, or with the event loop
         except Exception as error:
@@ -180,6 +208,8 @@ class AsyncSearchBatcher:
                 member.future.cancel()
         lane.under_way -= 1
         lane.took_s = took_s
+        if lane.under_way:
+            return
         if lane.due is not None:
             lane.due.cancel()
         # Not at once: those who have just been answered may ask again in this turn of the event loop.
@@ -188,7 +218,7 @@ class AsyncSearchBatcher:
 
 @dataclass(slots=True, eq=False)
 class _Seat:
-    """A thread's search: it waits until it is answered, or has to make the call for `members`, itself the first."""
+    """A thread's search: it waits until it is answered, or has to make the call for `members`, itself the last."""
 
     search: VectorSearch
     deadline: float
@@ -233,11 +263,16 @@ class SearchBatcher:
             if not bench.under_way:
                 self._appoint(bench)
         try:
-            if not seat.woken.wait(_patience_s(bench.took_s)):
+            patient_s = patience_s(bench.took_s, bench.under_way)
+            if patient_s < timeout_s and not seat.woken.wait(patient_s):
                 with self._lock:
                     if seat in bench.waiting:
                         self._appoint(bench)
-                seat.woken.wait()
+            if not seat.woken.is_set():
+                seat.woken.wait(min(max(seat.deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
+            with self._lock:
+                if seat in bench.waiting:
+                    bench.waiting.remove(seat)
         except BaseException:  # Ctrl-C: nobody may be left waiting for this thread
             with self._lock:
                 if seat in bench.waiting:
@@ -247,6 +282,8 @@ class SearchBatcher:
             raise
         if seat.members:
             self._lead(key, bench, seat.members)
+        if not seat.woken.is_set():
+            raise _too_late()
         if seat.outcome is None:
             again: Hits = self._call(search.call(), _left_s(seat.deadline))
             return again
@@ -258,19 +295,19 @@ class SearchBatcher:
         return len(self._benches)
 
     def _appoint(self, bench: _Bench) -> None:
-        """Have the first of those that wait make the next call; to be called with the lock."""
-        first = bench.waiting[0]
-        most = _most(first.search)
-        first.members, bench.waiting = bench.waiting[:most], bench.waiting[most:]
+        """Have one of those that wait make the next call; to be called with the lock."""
+        members, bench.waiting = next_together(bench.waiting, bench.took_s, time.monotonic())
+        # The one with the most time left: it may wait as long as any of them.
+        members[-1].members = members
         bench.under_way += 1
-        first.woken.set()
+        members[-1].woken.set()
 
     def _lead(self, key: _Key, bench: _Bench, members: Sequence[_Seat]) -> None:
         started = time.monotonic()
         outcomes: Sequence[_Outcome] = [None] * len(members)
         try:
             call = _call_of([member.search for member in members])
-            outcomes = _answered(self._call(call, _left_s(members[0].deadline)), call)
+            outcomes = _answered(self._call(call, _left_s(members[-1].deadline)), call)
         except Exception as error:
             outcomes = _failed(error, len(members))
         finally:
@@ -300,13 +337,24 @@ def _left_s(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.001)
 
 
-def _patience_s(took_s: float) -> float:
-    return min(max(PATIENCE * took_s, MIN_PATIENCE_S), MAX_PATIENCE_S)
+def patience_s(took_s: float, under_way: int) -> float:
+    """How long a search waits for the calls under way, at least one."""
+    doubled: float = 2.0 ** min(under_way - 1, _MOST_DOUBLINGS)
+    return min(max(PATIENCE * took_s, MIN_PATIENCE_S), MAX_PATIENCE_S) * doubled
 
 
-def _most(search: VectorSearch) -> int:
-    """Searches like this one that may go together."""
-    return max(1, min(MAX_TOGETHER, search.most))
+def next_together(waiting: Sequence[_E], took_s: float, now: float) -> tuple[list[_E], list[_E]]:
+    """Those that go together next, and those that go on waiting; in the order in which they came.
+
+    Left out of both is who would be late even if it went now, as long as there are others: its time runs out by itself.
+    """
+    fit = [entry for entry in waiting if entry.deadline - now > MARGIN * took_s] or list(waiting)
+    most = max(1, min(MAX_TOGETHER, fit[0].search.most)) if fit else 0
+    return fit[:most], fit[most:]
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the search's time was over before its answer came", reason="CLIENT_TIMEOUT")
 
 
 def _call_of(searches: Sequence[VectorSearch]) -> Call[Any]:
