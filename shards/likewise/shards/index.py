@@ -34,9 +34,10 @@ DEFAULT_EF_CONSTRUCTION: Final = 100
 faiss: Any = _faiss
 """Untyped on purpose: the stubs that come with it lack most of what is used here."""
 
-QUERIES_PER_THREAD: Final = 8
+QUERIES_PER_THREAD: Final = 4
 """Queries of a batch for each thread of a search. Beside other work on two cores, HNSW, 50,000 x 512, a query took 448,
-596, 381 and 786 us on one thread in batches of 4, 8, 16 and 32, and 757, 828, 398 and 740 us on two."""
+596, 381 and 786 us on one thread in batches of 4, 8, 16 and 32, and 757, 828, 398 and 740 us on two. With 8 callers and
+nothing else, 901 answers a second with 4 and 749 with 8."""
 
 _ADD_ROWS: Final = 4_096
 _TRAIN_ROWS_PER_LIST: Final = 64
