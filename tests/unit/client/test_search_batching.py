@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -157,15 +158,22 @@ def test_a_search_with_little_time_waits_for_no_other() -> None:
     asyncio.run(run())
 
 
-def test_a_call_has_what_its_oldest_search_has_left() -> None:
+def test_a_call_has_what_its_newest_search_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(search_batching, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
     async def run() -> None:
         server = Async()
+        gate, first, (second,) = await together(server, 1)
+        now[0] = 130.0
+        third = server.ask(2)
+        await turns()
+        now[0] = 140.0
+        gate.set()
+        await asyncio.gather(first, second, third)
 
-        await asyncio.gather(server.ask(0, timeout=5.0), server.ask(1, timeout=5.0))
-
-        (left,) = server.left_s
-        assert left is not None
-        assert 0 < left <= 5.0
+        assert server.calls == [[0], [1, 2]]
+        assert server.left_s == [60.0, 50.0]
 
     asyncio.run(run())
 
@@ -183,6 +191,7 @@ def test_a_caller_whose_time_is_over_is_told_so_whatever_the_others_have(monkeyp
         found = await asyncio.gather(*under_way, waiting, return_exceptions=True)
 
         assert [type(error) for error in found] == [DeadlineExceeded] * 3
+        assert all(error.request_id for error in found if isinstance(error, DeadlineExceeded))
         for gate in gates:
             gate.set()
         await turns()

@@ -76,7 +76,7 @@ class _Waiting:
     def expire(self) -> None:
         """End the wait: the caller's time is over."""
         if not self.future.done():
-            self.future.set_result(_too_late())
+            self.future.set_result(_too_late(self.group.request_id if self.group else ""))
             if self.group is not None:
                 self.group.leave()
 
@@ -101,7 +101,8 @@ class _Lane:
 class _Group:
     """Searches under way together; the last of their callers to leave takes the call along."""
 
-    def __init__(self, members: Sequence[_Waiting]) -> None:
+    def __init__(self, members: Sequence[_Waiting], request_id: str) -> None:
+        self.request_id = request_id
         self.task: asyncio.Task[None] | None = None
         self._left = len(members)
         for member in members:
@@ -179,8 +180,9 @@ class AsyncSearchBatcher:
         members, lane.waiting = next_together(waiting, lane.took_s, started)
         if members:
             lane.under_way += 1
-            group = _Group(members)
-            group.task = asyncio.get_running_loop().create_task(self._go(members))
+            call = _call_of([entry.search for entry in members])
+            group = _Group(members, call.request_id)
+            group.task = asyncio.get_running_loop().create_task(self._go(call, members))
             # Not in the task: one that is cancelled before its first step runs nothing of what it has.
             group.task.add_done_callback(lambda _: self._ended(key, lane, members, time.monotonic() - started))
         if lane.waiting:
@@ -188,8 +190,7 @@ class AsyncSearchBatcher:
         elif not lane.under_way:
             del self._lanes[key]
 
-    async def _go(self, members: Sequence[_Waiting]) -> None:
-        call = _call_of([member.search for member in members])
+    async def _go(self, call: Call[Any], members: Sequence[_Waiting]) -> None:
         try:
             answer = await self._call(call, _left_s(members[-1].deadline))
         except asyncio.CancelledError:
@@ -225,6 +226,7 @@ class _Seat:
     woken: threading.Event = field(default_factory=threading.Event)
     members: "Sequence[_Seat]" = ()
     outcome: _Outcome = None
+    request_id: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -283,7 +285,7 @@ class SearchBatcher:
         if seat.members:
             self._lead(key, bench, seat.members)
         if not seat.woken.is_set():
-            raise _too_late()
+            raise _too_late(seat.request_id)
         if seat.outcome is None:
             again: Hits = self._call(search.call(), _left_s(seat.deadline))
             return again
@@ -307,6 +309,8 @@ class SearchBatcher:
         outcomes: Sequence[_Outcome] = [None] * len(members)
         try:
             call = _call_of([member.search for member in members])
+            for member in members:
+                member.request_id = call.request_id
             outcomes = _answered(self._call(call, _left_s(members[-1].deadline)), call)
         except Exception as error:
             outcomes = _failed(error, len(members))
@@ -353,8 +357,10 @@ def next_together(waiting: Sequence[_E], took_s: float, now: float) -> tuple[lis
     return fit[:most], fit[most:]
 
 
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("the search's time was over before its answer came", reason="CLIENT_TIMEOUT")
+def _too_late(request_id: str) -> DeadlineExceeded:
+    """Of a caller whose time is over while the call that it shares goes on, or before there was one (no id then)."""
+    message = "the search's time was over before its answer came"
+    return DeadlineExceeded(message, reason="CLIENT_TIMEOUT", request_id=request_id)
 
 
 def _call_of(searches: Sequence[VectorSearch]) -> Call[Any]:

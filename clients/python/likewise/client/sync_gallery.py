@@ -55,6 +55,10 @@ class Gallery:
 
         The reference is one of image, text, id and vector; with a condition alone, the condition is searched for.
 
+        Searches by a vector that threads make at the same time through one client, and that differ in nothing else,
+        travel together: one waits for a call under way, some 50 ms at most. One with a request_id, or with less than a
+        second of time, always is a call of its own.
+
         Raises:
             NotFound: If the gallery or the reference item is not there. An empty answer is no error.
             InvalidArgument: If an argument is wrong; `field` names it.
