@@ -16,7 +16,7 @@ import numpy as np
 
 from likewise.cli.benchmark.dataset import Dataset, clustered, exact_topk
 from likewise.shards import gpu
-from likewise.shards.index import Recipe
+from likewise.shards.recipe import Recipe
 from likewise.shards.spec import IndexSpec
 
 K: Final = 10

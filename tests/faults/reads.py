@@ -10,7 +10,7 @@ from tests.faults.operations import SLOTS, Count, Get, ListItems, Read, Search, 
 from tests.faults.tally import Tally
 
 from likewise.client import Gallery, NotFound
-from likewise.client.results import Hits
+from likewise.client.hits import Hits
 
 TIED: Final = 2e-6
 """Scores that differ by less may come in either order: float32 and its order of summation tell no more."""

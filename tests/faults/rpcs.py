@@ -11,9 +11,9 @@ import numpy.typing as npt
 from tests.faults.checker import TIMEOUT_S, TOLERATED, Caller, Checker
 from tests.faults.ledger import ABSENT
 
-from likewise.client import BatchError, F, LikewiseError
+from likewise.client import BatchError, F, LikewiseError, Query
 from likewise.client.errors import from_rpc, from_status
-from likewise.client.results import Hits
+from likewise.client.hits import Hits
 from likewise.shards.spec import shard_hash
 from likewise.v1 import (
     common_pb2,
@@ -170,10 +170,19 @@ def _partial_search(caller: Caller) -> None:
 
 
 def _batch_search(caller: Caller) -> None:
+    queries = [vector_of(caller.rng.randrange(1 << 30)) for _ in range(3)]
+    _all_true(caller, queries, [Query(vector=query) for query in queries])
+
+
+def _search_vectors(caller: Caller) -> None:
+    queries = [vector_of(caller.rng.randrange(1 << 30)) for _ in range(3)]
+    _all_true(caller, queries, np.stack(queries))
+
+
+def _all_true(caller: Caller, queries: Sequence[F32], asked: Sequence[Query] | F32) -> None:
     since = time.monotonic()
-    queries = np.stack([vector_of(caller.rng.randrange(1 << 30)) for _ in range(3)])
     try:
-        answers = caller.gallery.search_batch(queries, k=5, attributes=True, timeout=TIMEOUT_S)
+        answers = caller.gallery.search_batch(asked, k=5, attributes=True, timeout=TIMEOUT_S)
     except BatchError as error:
         failures = [failure for failure in error.results if isinstance(failure, LikewiseError)]
         raise next((one for one in failures if not isinstance(one, TOLERATED)), failures[0]) from error
@@ -255,6 +264,7 @@ RPCS: Final[dict[str, Checker]] = {
     "SearchService.Search with a filter": _filtered_search,
     "SearchService.Search allowing partial answers": _partial_search,
     "SearchService.BatchSearch": _batch_search,
+    "SearchService.SearchVectors": _search_vectors,
     "SearchService.StreamSearch": _stream_search,
     "SearchService.Compose": _compose,
     "GalleryService.Get": _gallery_get,

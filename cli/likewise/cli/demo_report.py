@@ -11,7 +11,7 @@ from rich.table import Table
 from likewise.cli.demo_gallery import Item
 from likewise.cli.demo_queries import Query
 from likewise.cli.sheet import Sheet, SheetHit, SheetRow
-from likewise.client.results import Hits
+from likewise.client.hits import Hits
 from likewise.export.shapes.world import Scene, render
 
 _REFERENCE_PIXELS = 256

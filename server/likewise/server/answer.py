@@ -2,14 +2,15 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from likewise import wire
 from likewise.server.validate_search import Cut
 from likewise.shards import columns, merge
-from likewise.shards.protocols import F32, ShardHits
+from likewise.shards.protocols import F32, I64, ShardHits
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2
 from likewise.v1 import search_service_pb2 as pb
@@ -17,39 +18,79 @@ from likewise.v1 import search_service_pb2 as pb
 _SCORE_BYTES: Final = 4
 
 
+class Answer(NamedTuple):
+    """The answer to one search, or to the same search for each of n query vectors.
+
+    Attributes:
+        response: The reply; its hits are those of all queries, one after the other.
+        offsets: (n + 1,) int64; query i has the hits offsets[i] to offsets[i + 1].
+    """
+
+    response: pb.SearchResponse
+    offsets: I64
+
+
+class Part(NamedTuple):
+    """What one search has of the queries that were answered together.
+
+    Attributes:
+        queries: How many.
+        cut: Where their relevance ends.
+    """
+
+    queries: int
+    cut: Cut
+
+
 def pack(
-    answers: Mapping[int, ShardHits], cuts: Sequence[Cut], *, k: int, spec: GallerySpec, space: str
-) -> list[pb.SearchResponse]:
-    """A reply for each query with its hits, best first, and nothing else: messages are not copied into others later.
+    answers: Mapping[int, ShardHits], parts: Sequence[Part], *, k: int, spec: GallerySpec, space: str
+) -> list[Answer]:
+    """A reply for each search with its hits, best first, and nothing else: messages are not copied into others later.
 
     Args:
         answers: Hits by shard number; all answer the same queries.
-        cuts: Where each query's relevance ends.
+        parts: The searches, in the order of their queries.
         k: Hits a query.
         spec: Schema of the attributes.
         space: Digest of the space, told with vectors.
     """
-    parts = [answers[shard] for shard in sorted(answers)]
-    merged = merge.merge(parts, k)
-    attributes = merge.take_attributes(parts, merged)
-    vectors = merge.take_vectors(parts, merged)
+    found = [answers[shard] for shard in sorted(answers)]
+    merged = merge.merge(found, k)
+    attributes = merge.take_attributes(found, merged)
+    vectors = merge.take_vectors(found, merged)
     scores = wire.pack(merged.scores, "<f4")
-    packed = []
-    for cut, (start, end) in zip(cuts, itertools.pairwise(merged.offsets.tolist()), strict=True):
-        if cut.min_score is not None or cut.relative is not None:
-            end = start + kept(merged.scores[start:end], cut)
+    packed, first = [], 0
+    for part in parts:
+        offsets = merged.offsets[first : first + part.queries + 1]
+        first += part.queries
+        start, end = int(offsets[0]), int(offsets[-1])
+        rows = None
+        if part.cut.min_score is not None or part.cut.relative is not None:
+            rows, offsets = _cut(merged.scores, offsets, part.cut)
         response = pb.SearchResponse()
         hits = response.hits
         hits.score_kind = pb.SCORE_KIND_COSINE
-        hits.ids.extend(merged.ids[start:end])
-        hits.scores = scores[start * _SCORE_BYTES : end * _SCORE_BYTES]
+        if rows is None:
+            hits.ids.extend(merged.ids[start:end])
+            hits.scores = scores[start * _SCORE_BYTES : end * _SCORE_BYTES]
+        else:
+            hits.ids.extend([merged.ids[row] for row in rows.tolist()])
+            hits.scores = wire.pack(merged.scores[rows], "<f4")
         if attributes is not None:
-            rows = attributes.slice(start, end - start)
-            hits.attributes.extend(columns.batch_to_columns(spec, rows, rows.schema.names))
+            taken = attributes.slice(start, end - start) if rows is None else attributes.take(pa.array(rows))
+            hits.attributes.extend(columns.batch_to_columns(spec, taken, taken.schema.names))
         if vectors is not None:
-            hits.vectors.CopyFrom(wire.encode_vectors(vectors[start:end], space=space))
-        packed.append(response)
+            kept_vectors = vectors[start:end] if rows is None else vectors[rows]
+            hits.vectors.CopyFrom(wire.encode_vectors(kept_vectors, space=space))
+        packed.append(Answer(response, offsets - offsets[0]))
     return packed
+
+
+def _cut(scores: F32, offsets: I64, cut: Cut) -> tuple[I64, I64]:
+    """The rows that stay of each query, and the offsets among them."""
+    bounds = [(start, start + kept(scores[start:end], cut)) for start, end in itertools.pairwise(offsets.tolist())]
+    rows = np.concatenate([np.arange(start, end) for start, end in bounds])
+    return rows, np.concatenate(([0], np.cumsum([end - start for start, end in bounds])))
 
 
 def kept(scores: F32, cut: Cut) -> int:

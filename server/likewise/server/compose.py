@@ -31,7 +31,7 @@ class Composed(NamedTuple):
     """A query vector and how it came about; a named tuple for the reason that `Prepared` is one.
 
     Attributes:
-        vector: (dim,) float32, unit length.
+        vector: (dim,) float32, unit length; (n, dim) where n vectors of the caller's own are searched for at once.
         composition: For people: "image", "composer shapes-composer/1 over image + 1 text condition", ...
         models: The models that took part, each once.
         decode_us: Decoding and tokenising, microseconds; encoders run side by side, so this is the slower one's.
@@ -109,7 +109,7 @@ async def compose_query(
 
 
 def as_given(unit: F32) -> Composed:
-    """The query that is a vector of the caller's own, (dim,) and of length 1: nothing is to be encoded."""
+    """The query that is a vector of the caller's own, (dim,) of length 1, or (n, dim) of them: nothing to encode."""
     return Composed(
         vector=unit,
         composition=VectorReference.kind,
@@ -119,7 +119,7 @@ def as_given(unit: F32) -> Composed:
         compose_us=0,
         warnings=(),
         reference=unit,
-        conditions=no_rows(len(unit)),
+        conditions=no_rows(unit.shape[-1]),
     )
 
 

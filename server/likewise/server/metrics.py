@@ -115,10 +115,18 @@ class Metrics:
         self._shard_ok = self.shard_requests.labels("OK")
         self._parts: dict[str, tuple[Series, Gauge]] = {}
 
-    def searches(self, responses: Sequence[search_service_pb2.SearchResponse]) -> None:
-        """Count searches that were answered together, at least one, by what their answers say."""
-        count, shared = len(responses), responses[0]
-        stages = zip(*[_own_us(response.timing) for response in responses], strict=True)
+    def searches(self, responses: Sequence[search_service_pb2.SearchResponse], queries: Sequence[int]) -> None:
+        """Count searches that were answered together by what their answers say.
+
+        Args:
+            responses: At least one.
+            queries: How many query vectors each of them answers, of which each counts as a search.
+        """
+        count, shared = sum(queries), responses[0]
+        own = [_own_us(response.timing) for response in responses]
+        if count > len(own):
+            own = [us for us, times in zip(own, queries, strict=True) for _ in range(times)]
+        stages = zip(*own, strict=True)
         for series, stage in zip(self._own_stages, stages, strict=True):
             if any(stage):
                 series.observe_all([microseconds / 1e6 for microseconds in stage if microseconds])

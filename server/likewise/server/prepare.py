@@ -12,15 +12,17 @@ from concurrent.futures import Executor
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from likewise.server import access_log, content, spaces, validate
 from likewise.server.compose import Composed, as_given, compose_query
-from likewise.server.errors import NotFound
+from likewise.server.errors import InvalidRequest, NotFound
 from likewise.server.prepared import Prepared
 from likewise.server.protocols import Galleries, GalleryHandle, Models
 from likewise.server.query import ImageReference, ReferenceInput, StoredReference, VectorReference
 from likewise.server.recent_queries import LiveQuery, RecentQueries
 from likewise.server.search_forms import Form, Forms
+from likewise.server.search_groups import most_queries
 from likewise.server.validate_search import ItemReference, Question, question
 from likewise.server.version_tokens import VersionTokens
 from likewise.shards.protocols import F32
@@ -60,6 +62,20 @@ class Resolved(NamedTuple):
     reference: ReferenceInput | None
     excluded_ids: tuple[str, ...] = ()
     excluded_content: int | None = None
+
+
+class PreparedRows(NamedTuple):
+    """The rows of a matrix that are searched for, and what is wrong with the others.
+
+    Attributes:
+        prepared: The search for the good ones; None if there are none.
+        good: (rows,) booleans.
+        errors: The other rows with their errors, in order.
+    """
+
+    prepared: Prepared | None
+    good: npt.NDArray[np.bool_]
+    errors: Sequence[tuple[int, InvalidRequest]]
 
 
 class Preparer:
@@ -124,6 +140,48 @@ class Preparer:
             else:
                 begun += self._begin_run(list(run))
         return begun
+
+    async def prepare_rows(self, request: pb.SearchVectorsRequest) -> PreparedRows:
+        """Check a search for each row of a matrix, and the rows."""
+        started = time.perf_counter()
+        record, search = access_log.current(), request.search
+        handle = self._galleries.get(validate.required(search.gallery, "gallery"))
+        record.gallery = handle.spec.name
+        form = self._forms.of(search, handle.spec)
+        record.k = form.k
+        space = validate.space_of(handle.spec, search.space)
+        if search.request_id:
+            record.request_id = validate.request_id(search.request_id)
+        if search.HasField("reference"):
+            raise InvalidRequest(
+                "search.reference is set, but the references are the rows of vectors: leave it unset",
+                field="search.reference",
+            )
+        if search.conditions:
+            raise InvalidRequest(
+                f"search.conditions: got {len(search.conditions)}, the rows of a matrix are searched for as they are; "
+                "BatchSearch takes conditions",
+                field="search.conditions",
+            )
+        rows = validate.vectors(request.vectors, space, "vectors")
+        if len(rows) > (most := most_queries(form.k)):
+            raise InvalidRequest(
+                f"vectors: at most {most} rows of {form.k:,} hits each in a call, got {len(rows):,}", field="vectors"
+            )
+        units, good = validate.unit_rows(rows)
+        wrong = () if good.all() else np.flatnonzero(~good).tolist()
+        errors = [(row, validate.no_direction(rows[row], f"vectors[{row}]")) for row in wrong]
+        version = await self._tokens.least(search.at_least, handle) if search.HasField("at_least") else 0
+        spaces.fit(self._models, space, handle.spec)
+        if not good.any():
+            return PreparedRows(None, good, errors)
+        options = form.options(space.name)
+        if version:
+            options = options._replace(min_version=version)
+        composed = as_given(units[good] if errors else units)
+        ready = time.perf_counter()
+        prepared = Prepared(handle, form, space, composed, options, record.request_id, started, ready)
+        return PreparedRows(prepared, good, errors)
 
     async def finish(self, asked: Asked) -> Prepared:
         """Make the query vector of a search that is checked."""

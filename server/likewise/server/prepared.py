@@ -2,15 +2,17 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from likewise.server.compose import Composed
 from likewise.server.protocols import GalleryHandle
 from likewise.server.search_forms import Form
-from likewise.shards.protocols import SearchOptions
+from likewise.shards.protocols import F32, SearchOptions
 from likewise.shards.spec import SpaceSpec
 
 
 class Prepared(NamedTuple):
-    """One search up to its query vector.
+    """One search up to its query vector, or the same search for each of several.
 
     A named tuple, like the other values that every search makes: a frozen dataclass takes twice as long to make.
 
@@ -18,7 +20,7 @@ class Prepared(NamedTuple):
         handle: The gallery.
         form: What was asked for besides the query vector.
         space: The space searched.
-        composed: The query vector.
+        composed: The query vector, or several.
         options: What the shards are told.
         request_id: To echo.
         started: `time.perf_counter()` when it came.
@@ -33,6 +35,18 @@ class Prepared(NamedTuple):
     request_id: str
     started: float
     ready: float
+
+    @property
+    def queries(self) -> F32:
+        """(n, dim) query vectors."""
+        vector = self.composed.vector
+        return vector if vector.ndim == 2 else vector[np.newaxis]
+
+    @property
+    def size(self) -> int:
+        """How many query vectors there are."""
+        vector = self.composed.vector
+        return len(vector) if vector.ndim == 2 else 1
 
     @property
     def key(self) -> tuple[int, SearchOptions, bool, float]:

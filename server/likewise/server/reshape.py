@@ -16,10 +16,10 @@ import numpy as np
 
 from likewise.server import read
 from likewise.server.errors import FailedPrecondition
-from likewise.shards import index
 from likewise.shards.merge import merge
 from likewise.shards.protocols import F32, HistoryGone, SearchOptions, ShardHits, ShardSearch
 from likewise.shards.recall import recall_at_k
+from likewise.shards.recipe import FLAT, recipe
 from likewise.shards.spec import GallerySpec, generation
 from likewise.v1 import gallery_service_pb2 as pb
 
@@ -158,8 +158,8 @@ async def _built(number: int, shard: ShardSearch, spec: GallerySpec) -> None:
         if stats.state == pb.INDEX_STATE_READY:
             return
         # Under steady writes one build follows the other; the first is enough to serve.
-        wanted = index.recipe(spec.index, stats.live).factory
-        if stats.state == pb.INDEX_STATE_BUILDING and (stats.index != index.FLAT or wanted == index.FLAT):
+        wanted = recipe(spec.index, stats.live).factory
+        if stats.state == pb.INDEX_STATE_BUILDING and (stats.index != FLAT or wanted == FLAT):
             return
         await asyncio.sleep(wait)
         wait = min(2 * wait, longest)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from likewise.server import plan
+from likewise.server.answer import Answer
 from likewise.server.fan_out import FanOut
 from likewise.server.prepared import Prepared
 from likewise.shards.protocols import SearchOptions, ShardHits
@@ -13,21 +14,21 @@ from likewise.v1 import search_service_pb2 as pb
 
 
 def respond(
-    searches: Sequence[Prepared], found: FanOut, replies: Sequence[pb.SearchResponse], merge_us: int, asked: float
+    searches: Sequence[Prepared], found: FanOut, answers: Sequence[Answer], merge_us: int, asked: float
 ) -> None:
-    """Complete the replies, which have their hits.
+    """Complete the replies of answers, which have their hits.
 
     Args:
         searches: At least one; all have the same key.
         found: What the shards answered.
-        replies: One a search, in order.
+        answers: One a search, in order.
         merge_us: What merging took, microseconds.
         asked: `time.perf_counter()` when the shards were asked.
     """
     # Merging serialised messages costs a third of copying them field by field.
     shared = _shared(searches[0], found, merge_us)
     now = time.perf_counter()
-    for search, reply in zip(searches, replies, strict=True):
+    for search, (reply, _) in zip(searches, answers, strict=True):
         composed = search.composed
         if composed.models:
             reply.models.extend(composed.models)

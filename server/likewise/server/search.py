@@ -13,7 +13,9 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from likewise.server import access_log, answer, validate
+from likewise import wire
+from likewise.server import access_log, answer, failures, validate
+from likewise.server.answer import Answer
 from likewise.server.compose import Composed
 from likewise.server.errors import ServiceError
 from likewise.server.fan_out import LiveCounts, fan_out
@@ -68,12 +70,25 @@ class Searcher:
     async def search(self, request: pb.SearchRequest) -> pb.SearchResponse:
         """Answer one search."""
         prepared = await self._preparer.prepare(request)
-        response = (await self._groups.answer((prepared,)))[0]
-        record = access_log.current()
-        record.hits = len(response.hits.ids)
-        record.plan = response.plan.summary
-        record.coverage = response.coverage.fraction if response.coverage.degradations else None
+        ((response, _),) = await self._groups.answer((prepared,))
+        _note(response)
         return response
+
+    async def search_vectors(self, request: pb.SearchVectorsRequest) -> pb.SearchVectorsResponse:
+        """Answer the same search for each row of a matrix, as one."""
+        rows = await self._preparer.prepare_rows(request)
+        reply = pb.SearchVectorsResponse()
+        counts = np.zeros(len(rows.good), dtype=np.int64)
+        if rows.prepared is not None:
+            ((response, offsets),) = await self._groups.answer((rows.prepared,))
+            counts[rows.good] = np.diff(offsets)
+            reply.answer.CopyFrom(response)
+            _note(response)
+        reply.offsets = wire.pack(np.concatenate(([0], np.cumsum(counts))), "<i4")
+        for row, error in rows.errors:
+            reply.errors.add(row=row, error=failures.status_of(error, what="a search"))
+        access_log.current().rows = len(counts)
+        return reply
 
     async def prepare(self, asked: Asked) -> Prepared:
         """Make the query vector of a search that `begin_all` has checked."""
@@ -89,11 +104,9 @@ class Searcher:
         Args:
             searches: At least one, any number.
         """
-        return await self._groups.answer(searches)
+        return [one.response for one in await self._groups.answer(searches)]
 
-    async def answer(
-        self, searches: Sequence[Prepared], searched: Callable[[], None] = lambda: None
-    ) -> list[pb.SearchResponse]:
+    async def answer(self, searches: Sequence[Prepared], searched: Callable[[], None] = lambda: None) -> list[Answer]:
         """Answer searches that have the same `key` with one call to each shard.
 
         Args:
@@ -101,37 +114,36 @@ class Searcher:
             searched: Called when the shards have done their part, before the answer is put together.
         """
         first, asked = searches[0], time.perf_counter()
-        if len(searches) == 1:
-            queries = first.composed.vector[np.newaxis]
-        else:
+        queries = first.queries
+        if len(searches) > 1:
             # `np.stack` would take ten times as long over the rows of a batch.
-            queries = np.concatenate([search.composed.vector for search in searches]).reshape(len(searches), -1)
+            queries = np.concatenate([search.queries for search in searches])
         try:
             found = await fan_out(first.handle, queries, first.options, partial=first.form.partial, live=self._live)
         except ServiceError as error:
             if "shard" in error.metadata:
-                self._metrics.shard_requests.labels(error.reason).inc(len(searches))
+                self._metrics.shard_requests.labels(error.reason).inc(len(queries))
             raise
         searched()
-        cells = len(searches) * first.options.k * (1 + len(first.options.attributes) + first.options.vectors)
+        cells = len(queries) * first.options.k * (1 + len(first.options.attributes) + first.options.vectors)
         started = time.perf_counter()
-        responses = await self._run(
+        answers = await self._run(
             cells > _OFF_LOOP_CELLS,
             lambda: answer.pack(
                 found.answers,
-                [search.form.cut for search in searches],
+                [answer.Part(search.size, search.form.cut) for search in searches],
                 k=first.options.k,
                 spec=first.handle.spec,
                 space=first.space.digest,
             ),
         )
         merge_us = round((time.perf_counter() - started) * 1e6)
-        respond(searches, found, responses, merge_us, asked)
-        self._metrics.searches(responses)
+        respond(searches, found, answers, merge_us, asked)
+        self._metrics.searches([one.response for one in answers], [search.size for search in searches])
         if first.options.filter and (live := found.coverage.items_searched):
             allowed = sum(shard.plan.allowed for shard in found.answers.values())
-            self._metrics.filter_selectivity.observe(allowed / live, len(searches))
-        return responses
+            self._metrics.filter_selectivity.observe(allowed / live, len(queries))
+        return answers
 
     async def compose(self, request: pb.ComposeRequest) -> pb.ComposeResponse:
         """The query vector alone."""
@@ -153,6 +165,14 @@ class Searcher:
 
     async def _run(self, large: bool, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work) if large else work()
+
+
+def _note(response: pb.SearchResponse) -> None:
+    """Have the line of the call say how it was answered."""
+    record = access_log.current()
+    record.hits = len(response.hits.ids)
+    record.plan = response.plan.summary
+    record.coverage = response.coverage.fraction if response.coverage.degradations else None
 
 
 def _timing(composed: Composed) -> pb.Timing:

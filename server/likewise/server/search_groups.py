@@ -4,7 +4,8 @@ A search that meets no other goes at once, in its own task. Those that come whil
 then go as one: one call to each shard, one batch there, one merge. What a call costs beside the search itself is then
 paid once for all of them, and nothing is waited for on an idle server.
 
-A caller may have several searches of one kind (a batch); they come, wait, go and leave together.
+A caller may have several searches of one kind (a batch), and one search several query vectors; they come, wait, go and
+leave together.
 
 Callers who were answered together ask again at about the same time. So after a group the next one waits for as many
 callers as there were, but no longer than that group was with the shards.
@@ -17,12 +18,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from likewise.server.answer import Answer
 from likewise.server.prepared import Prepared
 from likewise.server.remote import deadlines
-from likewise.v1 import search_service_pb2 as pb
 
 MAX_GROUP: Final = 256
-"""Searches of one call to the shards; a shard would not take more at a time."""
+"""Query vectors of one call to the shards; a shard would not take more at a time."""
 
 MAX_HITS: Final = 65_536
 """Hits that one call may ask for: many at a time, with vectors and attributes, would not fit a message from a shard."""
@@ -41,7 +42,7 @@ ALIKE: Final = 0.9
 is there when that time is over is the answer of all. Of whole answers nothing is lost if their callers leave one by one
 as their deadlines pass, so they go together whatever time they have."""
 
-Answer = Callable[[Sequence[Prepared], Callable[[], None]], Awaitable[list[pb.SearchResponse]]]
+AnswerGroup = Callable[[Sequence[Prepared], Callable[[], None]], Awaitable[list[Answer]]]
 """Answers searches of equal `key`, in order; calls its second argument when the shards have done their part."""
 
 
@@ -50,7 +51,7 @@ class _Waiting:
     """A caller with its searches, at least one."""
 
     searches: Sequence[Prepared]
-    future: asyncio.Future[list[pb.SearchResponse]]
+    future: asyncio.Future[list[Answer]]
     deadline: float
     group: "_Group | None" = None
 
@@ -103,12 +104,12 @@ class SearchGroups:
         clock: Seconds, growing.
     """
 
-    def __init__(self, answer: Answer, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, answer: AnswerGroup, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._answer = answer
         self._clock = clock
         self._lanes: dict[object, _Lane] = {}
 
-    async def answer(self, searches: Sequence[Prepared]) -> list[pb.SearchResponse]:
+    async def answer(self, searches: Sequence[Prepared]) -> list[Answer]:
         """The answers to one caller's searches of equal `key`, in order, alone or with others.
 
         What `answer` raises for the group is raised for all of them.
@@ -174,7 +175,7 @@ class SearchGroups:
         partial = members[0].searches[0].form.partial.allowed
         deadlines.set_at((min if partial else max)([member.deadline for member in members]))
         try:
-            responses = await self._answer_all([one for member in members for one in member.searches], searched)
+            answers = await self._answer_all([one for member in members for one in member.searches], searched)
         except asyncio.CancelledError:
             raise  # by the last of its callers
         except BaseException as error:  # also what is no `Exception`: they wait for it
@@ -186,19 +187,18 @@ class SearchGroups:
             for member in members:
                 end = start + len(member.searches)
                 if not member.future.done():
-                    member.future.set_result(responses[start:end])
+                    member.future.set_result(answers[start:end])
                 start = end
 
-    async def _answer_all(self, searches: Sequence[Prepared], searched: Callable[[], None]) -> list[pb.SearchResponse]:
+    async def _answer_all(self, searches: Sequence[Prepared], searched: Callable[[], None]) -> list[Answer]:
         """Answer searches of equal `key` by as many calls as it takes, so that none is too large for a shard."""
         most = _most(searches[0])
-        if len(searches) <= most:
+        if len(searches) == 1 or _queries(searches) <= most:
             return await self._answer(searches, searched)
-        responses = []
-        for start in range(0, len(searches), most):
-            last = start + most >= len(searches)
-            responses += await self._answer(searches[start : start + most], searched if last else _not_yet)
-        return responses
+        answers: list[Answer] = []
+        for together in (calls := _calls(searches, most)):
+            answers += await self._answer(together, searched if together is calls[-1] else _not_yet)
+        return answers
 
     def ended(self, key: object, lane: _Lane, size: int, started: float) -> None:
         """A group has left the shards: the next one may go."""
@@ -245,7 +245,7 @@ def _alike(waiting: Sequence[_Waiting]) -> tuple[Sequence[_Waiting], Sequence[_W
         together = [entry for entry in waiting if entry.deadline >= least]
     room = _most(waiting[0].searches[0])
     for i, entry in enumerate(together):
-        room -= len(entry.searches)
+        room -= _queries(entry.searches)
         if room < 0 and i:
             together = together[:i]
             break
@@ -253,9 +253,30 @@ def _alike(waiting: Sequence[_Waiting]) -> tuple[Sequence[_Waiting], Sequence[_W
     return together, [entry for entry in waiting if id(entry) not in chosen]
 
 
+def most_queries(k: int) -> int:
+    """How many query vectors go in one call to the shards."""
+    return max(1, min(MAX_GROUP, MAX_HITS // k))
+
+
 def _most(search: Prepared) -> int:
-    """How many such searches go in one call."""
-    return max(1, min(MAX_GROUP, MAX_HITS // search.options.k))
+    return most_queries(search.options.k)
+
+
+def _queries(searches: Sequence[Prepared]) -> int:
+    return sum([search.size for search in searches])
+
+
+def _calls(searches: Sequence[Prepared], most: int) -> list[Sequence[Prepared]]:
+    """The searches in as few calls as hold them in order, each of at most so many query vectors or of one search."""
+    calls: list[list[Prepared]] = [[]]
+    room = most
+    for search in searches:
+        if calls[-1] and room < search.size:
+            calls.append([])
+            room = most
+        calls[-1].append(search)
+        room -= search.size
+    return list(calls)
 
 
 def _not_yet() -> None:

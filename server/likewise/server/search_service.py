@@ -55,6 +55,10 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
         record.rows, record.k = len(outcomes), None
         return response
 
+    async def SearchVectors(self, request: pb.SearchVectorsRequest, context: Any) -> pb.SearchVectorsResponse:
+        """See search_service.proto."""
+        return await self._searcher.search_vectors(request)
+
     # The type stubs know handlers that yield; gRPC takes those that write as well.
     async def StreamSearch(self, request_iterator: AsyncIterator[pb.StreamSearchRequest], context: Any) -> None:  # type: ignore[override]
         """See search_service.proto. Reading pauses while `stream_in_flight` searches are in work."""

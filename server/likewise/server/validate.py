@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from likewise import wire
 from likewise.server.errors import FailedPrecondition, InvalidRequest, Unimplemented
@@ -182,7 +183,7 @@ def normalised(matrix: F32, row_field: Callable[[int], str]) -> tuple[F32, F32]:
         bad = ~np.isfinite(lengths) | (lengths == 0) | (lengths > np.finfo(np.float32).max)
         if bad.any():
             i = start + int(np.argmax(bad))
-            raise InvalidRequest(_what_is_wrong(matrix[i], row_field(i)), reason="INVALID_VECTOR", field=row_field(i))
+            raise no_direction(matrix[i], row_field(i))
         unit[start : start + len(rows)] = rows / lengths[:, np.newaxis]
         norms[start : start + len(rows)] = lengths
     return unit, norms.astype(np.float32)
@@ -198,7 +199,7 @@ def unit(vector: F32, field: str) -> F32:
     squared = float(np.vecdot(wide, wide))
     # NaN fails the comparison too.
     if not 0.0 < squared <= _LARGEST_SQUARED:
-        raise InvalidRequest(_what_is_wrong(vector, field), reason="INVALID_VECTOR", field=field)
+        raise no_direction(vector, field)
     wide /= math.sqrt(squared)
     result: F32 = wide.astype(np.float32)
     return result
@@ -222,15 +223,26 @@ def units(messages: Sequence[common_pb2.Vector], space: SpaceSpec) -> list[F32 |
     found: list[F32 | None] = [None] * len(datas)
     if plain:
         rows = wire.unpack(b"".join([datas[i] for i in plain]), "<f4").reshape(len(plain), space.dim)
-        wide = rows.astype(np.float64)
-        squared = np.vecdot(wide, wide)
-        good = (squared > 0.0) & (squared <= _LARGEST_SQUARED)
-        # Rows that are refused divide by 1, so that numpy has nothing to warn of.
-        wide /= np.sqrt(np.where(good, squared, 1.0))[:, np.newaxis]
-        for i, row, kept in zip(plain, wide.astype(np.float32), good.tolist(), strict=True):
+        made, good = unit_rows(rows)
+        for i, row, kept in zip(plain, made, good.tolist(), strict=True):
             if kept:
                 found[i] = row
     return found
+
+
+def unit_rows(rows: F32) -> tuple[F32, npt.NDArray[np.bool_]]:
+    """What `unit` makes of each row of an (n, dim) matrix, to the bit, and which of the (n,) it would not refuse."""
+    wide = rows.astype(np.float64)
+    squared = np.vecdot(wide, wide)
+    good = (squared > 0.0) & (squared <= _LARGEST_SQUARED)
+    # Rows that are refused divide by 1, so that numpy has nothing to warn of.
+    wide /= np.sqrt(np.where(good, squared, 1.0))[:, np.newaxis]
+    return wide.astype(np.float32), good
+
+
+def no_direction(row: F32, field: str) -> InvalidRequest:
+    """Why `unit` refuses a row."""
+    return InvalidRequest(_what_is_wrong(row, field), reason="INVALID_VECTOR", field=field)
 
 
 def _what_is_wrong(row: F32, field: str) -> str:

@@ -23,8 +23,9 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from likewise.shards import index as sealed_index
-from likewise.shards.index import Recipe, SealedIndex
+from likewise.shards.index import SealedIndex
 from likewise.shards.protocols import I64
+from likewise.shards.recipe import Recipe
 from likewise.shards.spec import GallerySpec, SpaceSpec, generation
 
 log = logging.getLogger(__name__)

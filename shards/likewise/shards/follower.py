@@ -7,7 +7,7 @@ preparing a change run in one executor, building an index in another, and neithe
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,6 +250,7 @@ class Follower:
             raise
         self.message = ""
         self.partition = partition
+        self._spawn(self._tidy([space.index for space in partition.snapshot.spaces.values()]))
         self._on_rows(partition.snapshot)
         log.info(
             "shard %d of %s serves version %d: %d rows, %d from a kept index, loaded in %.1f s",
@@ -294,7 +295,7 @@ class Follower:
             if placed is not None:
                 self.message, self._failed_at = "", None
                 if not self._due():
-                    await asyncio.get_running_loop().run_in_executor(self._builder, memory.give_back)
+                    await self._tidy(placed.indexes.values())
         except index.BuildStopped:
             log.debug("a build of shard %d of %s was stopped", self._number, spec.name)
         except Exception as error:
@@ -309,6 +310,14 @@ class Follower:
             self._to_keep = placed
             if self._keeping is None:
                 self._keeping = self._spawn(self._keep_newest())
+
+    async def _tidy(self, indexes: Iterable[index.SealedIndex | None]) -> None:
+        """What no search waits for when an index has come: where it lies in memory, and what is left of making it."""
+
+        loop, stop = asyncio.get_running_loop(), lambda: self._closed
+        for one in filter(None, indexes):
+            await loop.run_in_executor(self._builder, index.use_large_pages, one, stop)
+        await loop.run_in_executor(self._builder, memory.give_back)
 
     async def _build_and_place(self, partition: LiveRows, snapshot: Snapshot, spec: GallerySpec) -> KeptBlock | None:
         def replaced() -> bool:

@@ -17,16 +17,16 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from likewise.shards import index
-from likewise.shards.index import BuildStopped, Recipe, SealedIndex, faiss
+from likewise.shards.index import BuildStopped, SealedIndex, faiss
 from likewise.shards.planner import IndexTraits
 from likewise.shards.protocols import F32, I64
+from likewise.shards.recipe import GPU_KINDS, Recipe, default_nlist, default_nprobe, training_positions
 from likewise.shards.spec import IndexSpec, SpecError
 
 _T = TypeVar("_T")
 Mask = npt.NDArray[np.bool_]
 
-KINDS: Final = index.GPU_KINDS
+KINDS: Final = GPU_KINDS
 FLAT, IVF, CAGRA = KINDS
 
 TEMP_BYTES: Final = 512 << 20
@@ -161,7 +161,7 @@ class GpuIndex(SealedIndex):
             lossy=False,  # halves order rows nearly as floats do: the default over-fetch covers what they confuse
             ef=self.ef,
             nlist=self.nlist,
-            nprobe=self.nprobe or index.default_nprobe(self.nlist),
+            nprobe=self.nprobe or default_nprobe(self.nlist),
             filters=True,
         )
 
@@ -206,7 +206,7 @@ def build(
         RuntimeError: FAISS's reason, for example too little memory.
     """
     where = on or device()
-    nlist = (spec.nlist or index.default_nlist(rows)) if wanted.factory == IVF else 0
+    nlist = (spec.nlist or default_nlist(rows)) if wanted.factory == IVF else 0
     made = where.run(lambda resources: _empty(resources, where.number, dim, wanted.factory, nlist))
     held = Held(made)
     try:
@@ -216,7 +216,7 @@ def build(
             del everything
         else:
             if wanted.factory == IVF:
-                sample = np.ascontiguousarray(gather(index.training_positions(rows, nlist)))
+                sample = np.ascontiguousarray(gather(training_positions(rows, nlist)))
                 where.run(lambda _: made.train(sample))
                 del sample
             for start in range(0, rows, _ADD_ROWS):

@@ -17,19 +17,11 @@ import faiss as _faiss
 import numpy as np
 import numpy.typing as npt
 
+from likewise.shards import memory
 from likewise.shards.planner import IndexTraits
 from likewise.shards.protocols import F32, I64
-from likewise.shards.spec import AUTO_HNSW_ROWS, IndexSpec, SpecError
-
-FLAT: Final = "flat"
-GPU_KINDS: Final = ("gpu-flat", "gpu-ivf", "gpu-cagra")
-"""What `likewise.shards.gpu` builds."""
-
-MIN_SEALED_ROWS: Final = 1_024
-"""Rows below which no index is built: comparing all is faster than any of them."""
-
-DEFAULT_M: Final = 32
-DEFAULT_EF_CONSTRUCTION: Final = 100
+from likewise.shards.recipe import FLAT, GPU_KINDS, Recipe, default_nprobe, recipe, training_positions
+from likewise.shards.spec import IndexSpec, SpecError
 
 faiss: Any = _faiss
 """Untyped on purpose: the stubs that come with it lack most of what is used here."""
@@ -40,8 +32,6 @@ QUERIES_PER_THREAD: Final = 4
 nothing else, 901 answers a second with 4 and 749 with 8."""
 
 _ADD_ROWS: Final = 4_096
-_TRAIN_ROWS_PER_LIST: Final = 64
-_TRAIN_ROWS_MIN: Final = 65_536
 _IO_BYTES: Final = 1 << 20
 _RETRAIN_GROWTH: Final = 2.0
 _THREADS: Final = int(faiss.omp_get_max_threads())
@@ -50,19 +40,6 @@ _THREADS: Final = int(faiss.omp_get_max_threads())
 
 class BuildStopped(Exception):
     """The build was asked to stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What index to build.
-
-    Attributes:
-        factory: `flat`, or a FAISS factory string.
-        ef_construction: For HNSW, else 0.
-    """
-
-    factory: str
-    ef_construction: int = 0
 
 
 @dataclass(frozen=True)  # no slots: `traits` is kept beside the fields
@@ -180,21 +157,6 @@ def lowest_thread_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-def recipe(spec: IndexSpec, rows: int) -> Recipe:
-    """The index that a spec means for so many rows."""
-    kind = spec.kind.lower()
-    if rows < MIN_SEALED_ROWS or kind == FLAT or (kind == "auto" and rows < AUTO_HNSW_ROWS):
-        return Recipe(FLAT)
-    if kind in GPU_KINDS:
-        return Recipe(kind)
-    ef_construction = spec.ef_construction or DEFAULT_EF_CONSTRUCTION
-    if kind in ("auto", "hnsw"):
-        return Recipe(f"HNSW{spec.m or DEFAULT_M},Flat", ef_construction)
-    if kind == "ivf":
-        return Recipe(f"IVF{spec.nlist or default_nlist(rows)},Flat")
-    return Recipe(spec.kind, ef_construction if "HNSW" in spec.kind else 0)
-
-
 def serves(index: SealedIndex | None, spec: IndexSpec, rows: int) -> bool:
     """Whether an index is still what a spec means for so many rows.
 
@@ -207,16 +169,6 @@ def serves(index: SealedIndex | None, spec: IndexSpec, rows: int) -> bool:
         return index.recipe.factory.startswith("IVF") and rows <= _RETRAIN_GROWTH * index.trained_rows
     # Some way below the row count that asks for another index, the one there is stays: no building to and fro.
     return index.recipe in (wanted, recipe(spec, rows + rows // 4))
-
-
-def default_nlist(rows: int) -> int:
-    """Lists of an IVF index: 4 * sqrt(rows), at least 39 training rows for each."""
-    return max(1, min(round(4 * math.sqrt(rows)), rows // 39))
-
-
-def default_nprobe(nlist: int) -> int:
-    """Lists visited: a sixteenth, at least 8."""
-    return min(nlist, max(8, math.ceil(nlist / 16)))
 
 
 def validate_index(spec: IndexSpec, dim: int, *, field: str = "spec.index.kind") -> None:
@@ -315,6 +267,18 @@ def retuned(index: SealedIndex, spec: IndexSpec) -> SealedIndex:
     return replace(index, nprobe=spec.nprobe or 0, ef=spec.ef or 0)
 
 
+def use_large_pages(index: SealedIndex, stop: Callable[[], bool] = lambda: False) -> None:
+    """Have what HNSW reads at random, rows and links, in large pages, see `memory`; searches go on meanwhile."""
+    core = _core(index.faiss_index)
+    if not isinstance(core, faiss.IndexHNSW):
+        return
+    storage = faiss.downcast_index(core.storage)
+    held = [core.hnsw.neighbors, storage.codes] if hasattr(storage, "codes") else [core.hnsw.neighbors]
+    for block in held:
+        view = faiss.rev_swig_ptr(block.data(), int(block.size()))
+        memory.use_large_pages(view.ctypes.data, view.nbytes, stop=stop)
+
+
 def write(index: SealedIndex, write_bytes: Callable[[bytes], object]) -> None:
     """Serialise in pieces of a mebibyte. FAISS adds no checksum."""
     writer = faiss.PyCallbackIOWriter(write_bytes, _IO_BYTES)
@@ -388,11 +352,3 @@ def _storage(index: Any) -> F32 | None:
 def _needs_training(index: SealedIndex) -> bool:
     core = _core(index.faiss_index)
     return not isinstance(core, faiss.IndexHNSWFlat | faiss.IndexFlat)
-
-
-def training_positions(rows: int, nlist: int) -> I64:
-    """A sample large enough for the lists; always the same one, so that a build can be repeated."""
-    wanted = max(_TRAIN_ROWS_MIN, _TRAIN_ROWS_PER_LIST * nlist)
-    if rows <= wanted:
-        return np.arange(rows)
-    return np.sort(np.random.default_rng(0).choice(rows, wanted, replace=False))

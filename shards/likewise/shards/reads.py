@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from likewise.shards import attributes, index
+from likewise.shards import attributes
 from likewise.shards.protocols import I64, Rows
 from likewise.shards.raw_vectors import is_mapped
+from likewise.shards.recipe import FLAT
 from likewise.shards.rows import Mask, Snapshot
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import gallery_service_pb2 as pb
@@ -60,7 +61,7 @@ def stats(snapshot: Snapshot, spec: GallerySpec, *, shard: int) -> pb.ShardStats
         sealed=snapshot.sealed,
         fresh=snapshot.fresh,
         tombstones=snapshot.tombstones,
-        index=sealed.recipe.factory if sealed else index.FLAT,
+        index=sealed.recipe.factory if sealed else FLAT,
         version=snapshot.version,
         memory_bytes=memory_bytes(snapshot),
     )

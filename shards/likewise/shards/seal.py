@@ -13,6 +13,7 @@ from likewise.shards import attributes, gpu, index, raw_vectors
 from likewise.shards.cache import CachedIndex
 from likewise.shards.index import BuildStopped, SealedIndex
 from likewise.shards.protocols import F32, I64
+from likewise.shards.recipe import FLAT, recipe
 from likewise.shards.rows import LiveRows, Snapshot, SpaceRows, numbers, vector_column
 from likewise.shards.spec import GallerySpec
 
@@ -79,7 +80,7 @@ def seal(
         RuntimeError: FAISS's reason.
         OSError: If the disk refuses.
     """
-    wanted = index.recipe(spec.index, snapshot.live)
+    wanted = recipe(spec.index, snapshot.live)
     dead = snapshot.sealed - snapshot.sealed_live
     extend = all(
         index.extendable(space.index, wanted, rows=snapshot.live, dead=dead) for space in snapshot.spaces.values()
@@ -95,7 +96,7 @@ def seal(
         if stop():
             raise BuildStopped
         built: SealedIndex | None = None
-        if wanted.factory != index.FLAT:
+        if wanted.factory != FLAT:
 
             def gather(positions: I64, space: SpaceRows = space) -> F32:
                 return space.vectors(slots[positions])

@@ -4,9 +4,9 @@ from typing import Any
 
 from likewise.client import LikewiseError
 from likewise.client.channel import ChannelConfig
-from likewise.client.requests import VectorSearch, vector_search
-from likewise.client.results import Hits
+from likewise.client.hits import Hits
 from likewise.client.rpc import Call
+from likewise.client.vector_search import VectorSearch, vector_search
 from likewise.client.versions import GalleryMemory
 from likewise.v1 import search_service_pb2 as pb
 from likewise.wire import decode_vectors
@@ -26,8 +26,8 @@ def search(number: int, **query: Any) -> VectorSearch:
 def numbers(call: Call[Any]) -> list[int]:
     """Which searches a call carries."""
     message: Any = call.request
-    requests = message.requests if isinstance(message, pb.BatchSearchRequest) else [message]
-    return [int(decode_vectors(request.reference.vector)[0, 0]) for request in requests]
+    vectors = message.vectors if isinstance(message, pb.SearchVectorsRequest) else message.reference.vector
+    return [int(number) for number in decode_vectors(vectors)[:, 0]]
 
 
 class Answers:
@@ -37,6 +37,7 @@ class Answers:
         calls: Numbers of the searches of every call, as they came.
         left_s: What each call was given of time.
         errors: By number: in place of its hits, when it is in company.
+        alone: By number: raised when it comes alone.
         failures: By the number of a call: raised instead of an answer.
     """
 
@@ -44,6 +45,7 @@ class Answers:
         self.calls: list[list[int]] = []
         self.left_s: list[float | None] = []
         self.errors: dict[int, LikewiseError] = {}
+        self.alone: dict[int, LikewiseError] = {}
         self.failures: dict[int, BaseException] = {}
 
     def enter(self, call: Call[Any], timeout: float | None) -> int:
@@ -56,6 +58,8 @@ class Answers:
             raise failure
         asked = numbers(call)
         if isinstance(call.request, pb.SearchRequest):
+            if failure := self.alone.get(asked[0]):
+                raise failure
             return _hits(asked[0])
         return [self.errors.get(number) or _hits(number) for number in asked]
 

@@ -8,7 +8,7 @@ from tests.unit.client.fake_failures import Failure
 from tests.unit.client.fake_filters import matches
 
 from likewise.v1 import common_pb2, search_service_pb2, search_service_pb2_grpc
-from likewise.wire import decode_vectors, encode_vectors, pack
+from likewise.wire import decode_vectors, encode_vector, encode_vectors, pack
 
 if TYPE_CHECKING:
     from tests.unit.client.fake_server import FakeServer, Gallery
@@ -37,6 +37,25 @@ class FakeSearch(search_service_pb2_grpc.SearchServiceServicer):
                 results.append(search_service_pb2.BatchSearchResult(response=self._answer(one, gallery)))
         return search_service_pb2.BatchSearchResponse(results=results)
 
+    def SearchVectors(self, request: Request, context: Context) -> Any:
+        gallery = self._server.gallery(request.search.gallery, context)
+        answer, scores, bounds, errors = search_service_pb2.SearchResponse(), b"", [0], []
+        ids: list[str] = []
+        for row, vector in enumerate(decode_vectors(request.vectors)):
+            if np.linalg.norm(vector):
+                one = search_service_pb2.SearchRequest()
+                one.CopyFrom(request.search)
+                one.reference.vector.CopyFrom(encode_vector(vector))
+                answer = self._answer(one, gallery)
+                ids += answer.hits.ids
+                scores += answer.hits.scores
+            else:
+                wrong = Failure(grpc.StatusCode.INVALID_ARGUMENT, f"vectors[{row}]: all zeros", "INVALID_VECTOR")
+                errors.append(search_service_pb2.RowError(row=row, error=wrong.status()))
+            bounds.append(len(ids))
+        answer.hits.CopyFrom(self._hits(request.search, gallery, ids, scores))
+        return search_service_pb2.SearchVectorsResponse(answer=answer, offsets=pack(bounds, "<i4"), errors=errors)
+
     def Compose(self, request: Request, context: Context) -> Any:
         vector = common_pb2.Vector(dim=2, data=pack([0.6, 0.8], "<f4"))
         return search_service_pb2.ComposeResponse(vector=vector, composition="text")
@@ -56,18 +75,9 @@ class FakeSearch(search_service_pb2_grpc.SearchServiceServicer):
             ),
         )
         best = scored[: request.k if request.HasField("k") else 10]
-        ids = [item for _, item in best]
-        hits = search_service_pb2.Hits(
-            ids=ids,
-            scores=pack([-score for score, _ in best], "<f4"),
-            attributes=gallery.columns(ids, request.mask.attributes),
-            score_kind=search_service_pb2.SCORE_KIND_COSINE,
-        )
-        if request.mask.vectors and ids:
-            hits.vectors.CopyFrom(encode_vectors([_unit(gallery.items[item].vector) for item in ids]))
         total = len(gallery.items)
         return search_service_pb2.SearchResponse(
-            hits=hits,
+            hits=self._hits(request, gallery, [item for _, item in best], pack([-score for score, _ in best], "<f4")),
             coverage=search_service_pb2.Coverage(
                 fraction=1.0, items_searched=total, items_total=total, shards_ok=1, shards_total=1
             ),
@@ -82,6 +92,17 @@ class FakeSearch(search_service_pb2_grpc.SearchServiceServicer):
             warnings=[common_pb2.Warning(code="TEXT_CUT", message="the text was cut")],
             request_id=request.request_id,
         )
+
+    def _hits(self, request: Request, gallery: "Gallery", ids: list[str], scores: bytes) -> Any:
+        hits = search_service_pb2.Hits(
+            ids=ids,
+            scores=scores,
+            attributes=gallery.columns(ids, request.mask.attributes),
+            score_kind=search_service_pb2.SCORE_KIND_COSINE,
+        )
+        if request.mask.vectors and ids:
+            hits.vectors.CopyFrom(encode_vectors([_unit(gallery.items[item].vector) for item in ids]))
+        return hits
 
     def _query(self, request: Request, gallery: "Gallery") -> np.ndarray:
         reference = request.reference

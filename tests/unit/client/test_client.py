@@ -245,11 +245,57 @@ def test_a_batch_is_answered_in_order(filled: Any) -> None:
     assert answers[0].attributes == [{"price": None, "colour": "red"}]
 
 
-def test_a_batch_of_vectors_is_cut_at_a_thousand_queries(server: FakeServer, filled: Any) -> None:
-    answers = filled.search_batch(np.tile([[1.0, 0.0], [0.0, 1.0]], (1001, 1)), k=1)
+def test_a_batch_is_cut_at_a_thousand_queries(server: FakeServer, filled: Any) -> None:
+    answers = filled.search_batch([Query(id="a"), Query(id="c")] * 1001, k=1)
 
     assert [hits.ids[0] for hits in answers] == ["a", "c"] * 1001
     assert sorted(len(call.request.requests) for call in server.calls("BatchSearch")) == [2, 1000, 1000]
+
+
+@pytest.mark.parametrize(("k", "rows"), [(1, [46, 256, 256]), (600, [13, *[109] * 5]), (70_000, [1] * 558)])
+def test_a_matrix_of_vectors_goes_in_columns_in_as_few_calls_as_the_server_allows(
+    server: FakeServer, filled: Any, k: int, rows: list[int]
+) -> None:
+    answers = filled.search_batch(np.tile([[1.0, 0.0], [0.0, 1.0]], (279, 1)), k=k)
+
+    assert [hits.ids[0] for hits in answers] == ["a", "c"] * 279
+    assert [len(hits.ids) for hits in answers] == [min(k, 3)] * 558
+    sent = [len(call.request.vectors.data) // 8 for call in server.calls("SearchVectors")]
+    assert sorted(sent) == rows
+    assert not server.calls("BatchSearch")
+
+
+def test_hits_of_a_matrix_bring_all_that_those_of_a_search_do(filled: Any) -> None:
+    matrix = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    wanted: Any = {"k": 2, "attributes": True, "vectors": True}
+
+    together = filled.search_batch(matrix, **wanted)
+
+    for found, vector in zip(together, matrix, strict=True):
+        alone = filled.search(vector=vector, **wanted)
+        assert list(map(str, found)) == list(map(str, alone))
+        assert found.attributes == alone.attributes
+        assert found.column("colour") == alone.column("colour")
+        np.testing.assert_array_equal(found.scores, alone.scores)
+        np.testing.assert_array_equal(found.vectors, alone.vectors)
+        assert (found.coverage, found.version, found.score_kind) == (alone.coverage, alone.version, alone.score_kind)
+        with pytest.raises(KeyError):
+            found.column("weight")
+
+
+def test_a_row_without_direction_is_told_by_its_number_and_the_others_are_answered(filled: Any) -> None:
+    with pytest.raises(BatchError) as caught:
+        filled.search_batch(np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]), k=1)
+
+    first, wrong, last = caught.value.results
+    assert isinstance(wrong, InvalidArgument)
+    assert [hits.ids for hits in (first, last) if isinstance(hits, Hits)] == [["a"], ["c"]]
+
+
+@pytest.mark.parametrize("matrix", [np.ones((2, 0)), np.array([["x", "y"]])], ids=["no columns", "words"])
+def test_a_matrix_that_is_none_of_numbers_is_refused_by_name(filled: Any, matrix: Any) -> None:
+    with pytest.raises(InvalidArgument, match="queries"):
+        filled.search_batch(matrix)
 
 
 def test_a_batch_with_a_failed_query_says_which_and_keeps_the_rest(filled: Any) -> None:

@@ -12,12 +12,13 @@ from tests.unit.client.batching_answers import CONFIG, MEMORY, Answers, search
 from tests.unit.client.fake_failures import Failure
 from tests.unit.client.fake_server import FakeServer
 
-from likewise.client import AsyncClient, DeadlineExceeded, InvalidArgument, NotFound, Unavailable, search_batching
+from likewise.client import AsyncClient, DeadlineExceeded, InvalidArgument, Unavailable, search_batching
 from likewise.client.errors import AnswerTooLarge
-from likewise.client.requests import VectorSearch, vector_search
-from likewise.client.results import Hits
+from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.search_batching import MAX_TOGETHER, AsyncSearchBatcher, next_together, patience_s
+from likewise.client.vector_search import VectorSearch, vector_search
+from likewise.wire import decode_vectors
 
 
 class Async(Answers):
@@ -248,24 +249,40 @@ def test_a_call_that_does_not_come_back_is_not_waited_for() -> None:
     asyncio.run(run())
 
 
-def test_an_error_of_one_search_is_its_own() -> None:
+def test_an_error_of_one_search_is_its_own_and_tells_what_it_tells_of_a_search_alone() -> None:
     async def run() -> None:
         server = Async()
-        server.errors[2] = NotFound("no such thing")
+        server.errors[2] = InvalidArgument("vectors[1] is all zeros")
+        server.alone[2] = InvalidArgument("reference.vector is all zeros", request_id="its own")
         gate, first, others = await together(server, 3)
         gate.set()
 
         found = await asyncio.gather(first, *others, return_exceptions=True)
 
         assert [hits.ids for hits in (found[0], found[1], found[3]) if isinstance(hits, Hits)] == [["0"], ["1"], ["3"]]
-        assert isinstance(found[2], NotFound)
-        assert found[2].request_id
-        assert len(server.calls) == 2
+        assert found[2] is server.alone[2]
+        assert server.calls == [[0], [1, 2, 3], [2]]
 
     asyncio.run(run())
 
 
-def test_what_fails_for_a_passing_reason_is_asked_again_alone() -> None:
+def test_searches_that_are_refused_together_are_each_told_so_of_their_own() -> None:
+    async def run() -> None:
+        server = Async()
+        server.failures[1] = InvalidArgument("vectors: 2 dimensions, the space has 3")
+        server.alone = {number: InvalidArgument(f"reference.vector of search {number}") for number in (1, 2)}
+        gate, first, others = await together(server, 2)
+        gate.set()
+
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+
+        assert found[1:] == [server.alone[1], server.alone[2]]
+        assert server.calls == [[0], [1, 2], [1], [2]]
+
+    asyncio.run(run())
+
+
+def test_what_fails_in_company_may_be_answered_alone() -> None:
     async def run() -> None:
         server = Async()
         server.errors[2] = Unavailable("shard 1 is loading")
@@ -368,12 +385,12 @@ def test_concurrent_searches_of_an_async_client_share_calls_and_keep_their_answe
     found = asyncio.run(run())
 
     assert [hits.ids for hits in found] == [["a"] if number % 3 else ["b"] for number in range(60)]
-    assert [len(call.request.requests) for call in server.calls("BatchSearch")] == [60]
+    assert [len(decode_vectors(call.request.vectors)) for call in server.calls("SearchVectors")] == [60]
     assert found[0].coverage.fraction == 1.0
 
 
 def test_a_server_that_is_away_for_a_moment_is_asked_again(server: FakeServer) -> None:
-    server.fail("BatchSearch", Failure(StatusCode.UNAVAILABLE, "draining"))
+    server.fail("SearchVectors", Failure(StatusCode.UNAVAILABLE, "draining"))
 
     async def run() -> Sequence[Hits]:
         async with AsyncClient(server.address) as client:

@@ -8,8 +8,8 @@ import pytest
 from tests.unit.client.batching_answers import CONFIG, Answers, search
 from tests.unit.client.fake_server import FakeServer
 
-from likewise.client import Client, DeadlineExceeded, NotFound, Unavailable, search_batching
-from likewise.client.results import Hits
+from likewise.client import Client, DeadlineExceeded, InvalidArgument, NotFound, Unavailable, search_batching
+from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.search_batching import SearchBatcher
 
@@ -118,18 +118,17 @@ def test_a_thread_whose_time_is_over_is_told_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_threads_share_an_error_and_keep_their_own() -> None:
     server = Threads()
-    server.errors = {number: NotFound("no such thing") for number in range(1, 21)}
+    server.errors = {number: InvalidArgument("a row") for number in range(1, 21)}
+    server.alone = {number: NotFound("no such thing") for number in range(1, 21)}
     server.failures[0] = Unavailable("gone")
     gate, first, others = waiting_threads(server, 20)
     gate.set()
 
     assert isinstance(first.result(), Unavailable)
     outcomes = [caller.result() for caller in others]
-    # One that went alone, as no other waited then, is answered; of those in company each has its error.
-    assert {type(one) for one in outcomes} <= {NotFound, Hits}
-    assert len([one for one in outcomes if isinstance(one, NotFound)]) == sum(
-        len(call) for call in server.calls if len(call) > 1
-    )
+    # Whoever had company then was asked again alone.
+    assert outcomes == [server.alone[number] for number in range(1, 21)]
+    assert sorted(call[0] for call in server.calls if len(call) == 1) == list(range(21))
 
 
 def test_threads_share_calls_to_a_server_and_keep_their_answers(server: FakeServer) -> None:

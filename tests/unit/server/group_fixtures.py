@@ -7,6 +7,7 @@ import numpy as np
 from tests.unit.server.fakes import FakeWriter
 from tests.unit.server.waiting import until
 
+from likewise.server.answer import Answer
 from likewise.server.compose import as_given
 from likewise.server.prepared import Prepared
 from likewise.server.protocols import GalleryHandle
@@ -39,7 +40,7 @@ class Shards:
         self.failure: BaseException | None = None
         self.cancelled = 0
 
-    async def answer(self, searches: Sequence[Prepared], searched: Callable[[], None]) -> list[pb.SearchResponse]:
+    async def answer(self, searches: Sequence[Prepared], searched: Callable[[], None]) -> list[Answer]:
         self.groups.append([search.request_id for search in searches])
         self.left_s.append(deadlines.remaining_s())
         try:
@@ -51,7 +52,10 @@ class Shards:
         if self.failure is not None:
             raise self.failure
         searched()
-        return [pb.SearchResponse(request_id=search.request_id) for search in searches]
+        return [
+            Answer(pb.SearchResponse(request_id=search.request_id), np.zeros(search.size + 1, np.int64))
+            for search in searches
+        ]
 
     def hold(self, group: int) -> asyncio.Event:
         """Have a group wait for an event."""
@@ -68,8 +72,11 @@ HANDLE = handle_of()
 WHOLE = Partial()
 
 
-def search_of(name: str, *, handle: GalleryHandle = HANDLE, k: int = 10, partial: Partial = WHOLE) -> Prepared:
-    """A prepared search whose request id is its name."""
+def search_of(
+    name: str, *, handle: GalleryHandle = HANDLE, k: int = 10, partial: Partial = WHOLE, queries: int | None = None
+) -> Prepared:
+    """A prepared search whose request id is its name, by one vector or by a matrix of so many."""
+    unit = np.array([1.0, 0.0], dtype=np.float32)
     asked = SearchForm(
         k=k,
         filter=b"",
@@ -84,7 +91,7 @@ def search_of(name: str, *, handle: GalleryHandle = HANDLE, k: int = 10, partial
         handle=handle,
         form=Form(asked, handle.spec),
         space=SPACE,
-        composed=as_given(np.array([1.0, 0.0], dtype=np.float32)),
+        composed=as_given(unit if queries is None else np.tile(unit, (queries, 1))),
         options=SearchOptions("default", k),
         request_id=name,
         started=0.0,
@@ -97,7 +104,7 @@ def ask(groups: SearchGroups, search: Prepared, timeout_s: float | None = None) 
 
     async def call() -> pb.SearchResponse:
         deadlines.set_deadline(timeout_s)
-        return (await groups.answer([search]))[0]
+        return (await groups.answer([search]))[0].response
 
     return asyncio.create_task(call())
 

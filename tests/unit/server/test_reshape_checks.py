@@ -9,7 +9,7 @@ from tests.unit.server.fakes import FakeShard
 
 from likewise.server import reshape
 from likewise.server.errors import FailedPrecondition
-from likewise.shards import index
+from likewise.shards import recipe
 from likewise.shards.protocols import F32, HistoryGone, SearchOptions, ShardHits
 from likewise.shards.spec import GallerySpec, IndexSpec, SpaceSpec
 from likewise.v1 import gallery_service_pb2
@@ -121,7 +121,7 @@ async def test_a_build_is_waited_for_and_its_failure_told(
 ) -> None:
     monkeypatch.setattr(reshape, "POLL_S", (0.0, 0.0))
     spec = replace(SPEC, index=IndexSpec("IVF16,SQ8"))
-    monkeypatch.setattr(index, "MIN_SEALED_ROWS", 0)  # so that forty rows are worth an index
+    monkeypatch.setattr(recipe, "MIN_SEALED_ROWS", 0)  # so that forty rows are worth an index
     building, failed = gallery_service_pb2.INDEX_STATE_BUILDING, gallery_service_pb2.INDEX_STATE_FAILED
     shards[1].states = (building, building, failed)
 

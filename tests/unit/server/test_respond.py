@@ -3,6 +3,7 @@
 import numpy as np
 from tests.unit.server.fakes import FakeWriter
 
+from likewise.server.answer import Answer
 from likewise.server.compose import as_given
 from likewise.server.fan_out import FanOut
 from likewise.server.prepared import Prepared
@@ -75,7 +76,7 @@ def test_a_reply_tells_of_its_own_query_and_of_the_call_that_it_shared() -> None
     )
     replies = [pb.SearchResponse(hits=pb.Hits(ids=[name])) for name in "ab"]
 
-    respond(searches, found, replies, 12, asked=3.0)
+    respond(searches, found, [Answer(reply, np.zeros(2, np.int64)) for reply in replies], 12, asked=3.0)
 
     first, second = replies
     assert [list(reply.hits.ids) for reply in replies] == [["a"], ["b"]]

@@ -4,22 +4,22 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from tests.unit.server.group_fixtures import Shards, answered, one_under_way, search_of
+from tests.unit.server.group_fixtures import Shards, answered, ask, one_under_way, search_of
 from tests.unit.server.waiting import until
 
+from likewise.server.answer import Answer
 from likewise.server.search_groups import SearchGroups
-from likewise.v1 import search_service_pb2 as pb
 
 
-def _ask_all(groups: SearchGroups, names: str, *, k: int = 10) -> "asyncio.Task[list[pb.SearchResponse]]":
+def _ask_all(groups: SearchGroups, names: str, *, k: int = 10) -> "asyncio.Task[list[Answer]]":
     """A caller with a search of each letter."""
     return asyncio.create_task(groups.answer([search_of(name, k=k) for name in names]))
 
 
-async def _names(tasks: "Sequence[asyncio.Task[list[pb.SearchResponse]]]") -> list[str]:
+async def _names(tasks: "Sequence[asyncio.Task[list[Answer]]]") -> list[str]:
     """What each caller was answered."""
     async with asyncio.timeout(10):
-        return ["".join([response.request_id for response in await task]) for task in tasks]
+        return ["".join([one.response.request_id for one in await task]) for task in tasks]
 
 
 async def test_a_lone_batch_goes_at_once_and_a_smaller_one_after_it_too() -> None:
@@ -129,3 +129,26 @@ async def test_the_last_batch_to_leave_takes_the_group_along() -> None:
     await until(lambda: shards.cancelled == 1)
     await until(lambda: groups.lanes == 0)
     assert await answered(first) == ["a"]
+
+
+async def test_searches_of_many_vectors_share_a_call_as_far_as_it_holds_them() -> None:
+    shards = Shards()
+    groups = SearchGroups(shards.answer)
+    gate, tasks = await one_under_way(shards, groups)
+    tasks += [ask(groups, search_of(name, queries=queries)) for name, queries in (("b", 100), ("c", 156), ("d", 1))]
+    tasks.append(ask(groups, search_of("e")))
+    gate.set()
+
+    assert await answered(tasks) == list("abcde")
+    assert shards.groups == [["a"], ["b", "c"], ["d", "e"]]
+
+
+async def test_searches_of_one_caller_are_divided_by_their_vectors_and_none_of_them_is() -> None:
+    shards = Shards()
+    groups = SearchGroups(shards.answer)
+    sizes = {"a": 200, "b": 56, "c": 1, "d": 300, "e": 256}
+
+    found = await groups.answer([search_of(name, queries=queries) for name, queries in sizes.items()])
+
+    assert [one.response.request_id for one in found] == list(sizes)
+    assert shards.groups == [["a", "b"], ["c"], ["d"], ["e"]]

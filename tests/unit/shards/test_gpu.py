@@ -8,9 +8,10 @@ import pytest
 from tests.unit.shards.conftest import Started
 from tests.unit.shards.fakes import MemoryStore, gallery, oracle, unit
 
-from likewise.shards import gpu, index
+from likewise.shards import gpu
 from likewise.shards.gpu import GpuUnfit, Mask
 from likewise.shards.protocols import F32, I64, SearchOptions
+from likewise.shards.recipe import Recipe
 from likewise.shards.spec import IndexSpec, SpecError
 
 N, DIM = 2_000, 32
@@ -104,7 +105,7 @@ class TestOnAGpu:
 
     @pytest.mark.parametrize("kind", gpu.KINDS)
     def test_an_index_is_freed_on_the_devices_thread(self, kind: str) -> None:
-        made: Any = gpu.build(N, DIM, index.Recipe(kind), IndexSpec(kind=kind), gather=gather)
+        made: Any = gpu.build(N, DIM, Recipe(kind), IndexSpec(kind=kind), gather=gather)
         held = made.faiss_index
         del made
         gpu.device().run(lambda _: None)  # whatever was asked of the thread before is done

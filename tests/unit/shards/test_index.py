@@ -9,7 +9,8 @@ from tests.unit.shards.fakes import F32, gallery, unit
 
 from likewise.shards import index
 from likewise.shards.cache import SUFFIX, SealedCache, sweep
-from likewise.shards.index import BuildStopped, Recipe, SealedIndex
+from likewise.shards.index import BuildStopped, SealedIndex
+from likewise.shards.recipe import Recipe, recipe
 from likewise.shards.spec import AUTO_HNSW_ROWS, AttributeSpec, GallerySpec, IndexSpec, SpecError, generation
 from likewise.v1 import common_pb2
 
@@ -20,7 +21,7 @@ STAMPS = np.arange(ROWS) * 3 + 1
 
 
 def built(spec: IndexSpec, vectors: F32 = VECTORS) -> SealedIndex:
-    return index.build(len(vectors), DIM, index.recipe(spec, len(vectors)), spec, gather=vectors.__getitem__)
+    return index.build(len(vectors), DIM, recipe(spec, len(vectors)), spec, gather=vectors.__getitem__)
 
 
 def nearest(sealed: SealedIndex, queries: F32) -> list[int]:
@@ -84,7 +85,7 @@ def test_vectors_inside_an_index_are_seen_without_a_copy() -> None:
     ],
 )
 def test_a_spec_means_an_index_for_a_row_count(spec: IndexSpec, rows: int, factory: str) -> None:
-    assert index.recipe(spec, rows).factory == factory
+    assert recipe(spec, rows).factory == factory
 
 
 @pytest.mark.parametrize("kind", ["nonsense", "IDMap,Flat", "PQ7", ""])
@@ -117,7 +118,7 @@ def test_an_index_is_not_extended_past_its_training_or_its_dead() -> None:
 
 
 def test_an_index_near_the_row_count_that_asks_for_another_stays() -> None:
-    hnsw = replace(built(IndexSpec(kind="hnsw")), recipe=index.recipe(IndexSpec(), AUTO_HNSW_ROWS))
+    hnsw = replace(built(IndexSpec(kind="hnsw")), recipe=recipe(IndexSpec(), AUTO_HNSW_ROWS))
 
     assert index.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS - 100)
     assert not index.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS // 2)

@@ -18,6 +18,7 @@ from likewise.shards.cache import SealedCache
 from likewise.shards.index import SealedIndex
 from likewise.shards.partition import Partition
 from likewise.shards.protocols import I64, SearchOptions
+from likewise.shards.recipe import Recipe
 from likewise.shards.rows import Snapshot
 from likewise.shards.shard import Shard, ShardLimits
 from likewise.shards.spec import IndexSpec, SpaceSpec
@@ -136,7 +137,7 @@ def test_a_build_leaves_cores_to_searches_while_there_are_some(monkeypatch: pyte
     index.build(
         9_000,
         DIM,
-        index.Recipe("HNSW4,Flat", 8),
+        Recipe("HNSW4,Flat", 8),
         IndexSpec(),
         gather=lambda positions: np.resize(VECTORS, (9_000, DIM))[positions],
         busy=lambda: next(searches),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.shards.fakes import ATTRIBUTES, MemoryStore, gallery, oracle, unit
 
-from likewise.shards import index, seal
+from likewise.shards import recipe, seal
 from likewise.shards.filter import filter_key
 from likewise.shards.merge import merge
 from likewise.shards.protocols import SearchOptions, ShardHits
@@ -131,7 +131,7 @@ class World:
 @pytest.fixture(autouse=True, scope="module")
 def _small_thresholds() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "MIN_SEALED_ROWS", 8)
+        patch.setattr(recipe, "MIN_SEALED_ROWS", 8)
         patch.setattr(seal, "FRESH_ROWS", 4)
         yield
 

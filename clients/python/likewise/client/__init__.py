@@ -1,6 +1,6 @@
 """The SDK: search galleries of a Likewise server."""
 
-from likewise.client import errors, results
+from likewise.client import errors, hits, results
 from likewise.client.aio import AsyncClient
 from likewise.client.aio_gallery import AsyncGallery
 from likewise.client.errors import *  # noqa: F403 - every error is API, named by errors.__all__
@@ -8,6 +8,7 @@ from likewise.client.filter_text import parse_filter
 from likewise.client.filters import F, Filter
 from likewise.client.galleries import GalleryInfo, IndexSpec
 from likewise.client.gallery_stats import GalleryStats, RecallEstimate, ShardStats
+from likewise.client.hits import *  # noqa: F403 - every result is API, named by hits.__all__
 from likewise.client.items import Item, Items
 from likewise.client.models import Health, Model, Promotion
 from likewise.client.references import Condition, Examples, Reference
@@ -23,4 +24,4 @@ __all__ = ["AsyncClient", "AsyncGallery", "Client", "Condition", "Examples", "F"
 __all__ += ["Gallery", "GalleryInfo", "GalleryStats", "Health", "IndexSpec", "Item", "Items", "Model"]
 __all__ += ["Promotion", "Query", "Reference", "ShardStats", "UpsertResult", "VersionToken", "parse_filter"]
 __all__ += ["Export", "RecallEstimate", "Snapshot"]
-__all__ += errors.__all__ + results.__all__
+__all__ += errors.__all__ + hits.__all__ + results.__all__

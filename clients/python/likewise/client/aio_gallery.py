@@ -19,15 +19,17 @@ from likewise.client.errors import LikewiseError
 from likewise.client.filters import Filter
 from likewise.client.galleries import GalleryInfo, IndexSpec
 from likewise.client.gallery_stats import GalleryStats
+from likewise.client.hits import Explanation, Hits
 from likewise.client.items import Item, Items
 from likewise.client.progress import ProgressChoice, Reporter
 from likewise.client.requests import Query
-from likewise.client.results import Composition, Explanation, Hits
+from likewise.client.results import Composition
 from likewise.client.rpc import Call
 from likewise.client.snapshots import Export, Snapshot
 from likewise.client.transport import AsyncTransport, in_thread
 from likewise.client.upsert_stream import Window, async_upsert_stream
 from likewise.client.upserts import UpsertResult
+from likewise.client.vector_search import many_calls, vector_search
 from likewise.client.versions import GalleryMemory, VersionToken
 
 
@@ -55,7 +57,7 @@ class AsyncGallery:
 
     async def search(self, *, timeout: float | None = None, **query: Unpack[Query]) -> Hits:
         """As `Gallery.search`."""
-        if search := requests.vector_search(self._memory, query):
+        if search := vector_search(self._memory, query):
             return await self._transport.searches.search(search, timeout)
         if "image" in query:
             call = await asyncio.to_thread(requests.search_call, self._memory, query)
@@ -71,7 +73,7 @@ class AsyncGallery:
         **shared: Unpack[Query],
     ) -> builtins.list[Hits]:
         """As `Gallery.search_batch`."""
-        calls = requests.batch_calls(self._memory, queries, shared)
+        calls = many_calls(self._memory, queries, shared)
         return requests.batch_hits([answer async for answer in self._transport.gather(calls, timeout)])
 
     async def search_stream(

@@ -18,7 +18,7 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 # Calls that may be sent again: they read, or they carry a request_id by which the server knows a second delivery.
 # Creating, changing and deleting galleries are left out: a repeat of one that went through would report a false error.
 _RETRIED: Final[Mapping[str, Sequence[str]]] = {
-    "likewise.v1.SearchService": ("Search", "BatchSearch", "Compose", "Explain"),
+    "likewise.v1.SearchService": ("Search", "BatchSearch", "SearchVectors", "Compose", "Explain"),
     "likewise.v1.ItemService": ("Upsert", "Get", "Delete", "List", "Count"),
     "likewise.v1.GalleryService": ("Get", "List", "Stats", "ListSnapshots"),
     "likewise.v1.ModelService": ("Get", "List"),

@@ -1,7 +1,7 @@
 """Arguments of a search as a request: pure, shared by both clients."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from likewise.client import rpc
 from likewise.client.errors import BatchError, InvalidArgument, InvalidType, LikewiseError, from_status
 from likewise.client.filters import Filter, filter_message
+from likewise.client.hits import Explanation, Hits, explanation
 from likewise.client.images import Image
 from likewise.client.references import (
     Condition,
@@ -18,17 +19,14 @@ from likewise.client.references import (
     given_kinds,
     reference_message,
     set_field,
-    vector_message,
 )
-from likewise.client.results import Composition, Explanation, Hits, composition, explanation
+from likewise.client.results import Composition, composition
 from likewise.client.rpc import Call, make_call
 from likewise.client.versions import GalleryMemory, VersionToken
-from likewise.v1 import common_pb2 as common_pb
 from likewise.v1 import search_service_pb2 as search_pb
 
 MAX_BATCH: Final = 1000  # requests a BatchSearch, as search_service.proto has it
-_DEFAULT_K: Final = 10
-_FORMS_KEPT: Final = 64
+DEFAULT_K: Final = 10
 _BATCH_BYTES: Final = 4 << 20  # of requests a message: enough to amortise a call, little enough to flow
 _BATCH_HITS: Final = 100_000  # hits an answer may bring: 50 MiB at the longest ids
 _BATCH_VECTORS: Final = 4_096  # hits with vectors an answer may bring: 64 MiB at 4,096 dimensions
@@ -96,9 +94,6 @@ class Query(TypedDict, total=False):
 
 
 _KNOWN: Final = frozenset(Query.__annotations__)
-_OF_VECTOR_SEARCH: Final = _KNOWN - {
-    *("image", "text", "id", "condition", "mode", "conditions", "explanation", "request_id")
-}
 
 
 def search_call(memory: GalleryMemory, query: Query) -> Call[Hits]:
@@ -147,7 +142,7 @@ def batch_calls(
     batch, size, hits = search_pb.BatchSearchRequest(), 0, 0
     for query in each_query(queries, shared):
         request = search_request(memory, query)
-        request_bytes, wanted = request.ByteSize(), request.k if request.HasField("k") else _DEFAULT_K
+        request_bytes, wanted = request.ByteSize(), request.k if request.HasField("k") else DEFAULT_K
         limit = _BATCH_VECTORS if request.mask.vectors else _BATCH_HITS
         full = size + request_bytes > _BATCH_BYTES or hits + wanted > limit or len(batch.requests) == MAX_BATCH
         if batch.requests and full:
@@ -199,7 +194,7 @@ def search_request(memory: GalleryMemory, query: Query) -> search_pb.SearchReque
     Raises:
         InvalidArgument: If arguments contradict each other, name nothing known or do not fit their fields.
     """
-    request = _form(memory, query)
+    request = search_form(memory, query)
     request.request_id = query.get("request_id") or rpc.new_request_id()
     reference = Reference(
         image=query.get("image"), text=query.get("text"), id=query.get("id"), vector=query.get("vector")
@@ -213,81 +208,12 @@ def search_request(memory: GalleryMemory, query: Query) -> search_pb.SearchReque
     return request
 
 
-class VectorSearch(NamedTuple):
-    """A search by one vector alone, without an id of its own: it takes that of the call it travels in.
-
-    Attributes:
-        request: The message.
-        kind: Equal for searches that differ in nothing but the vector.
-        most: How many like it a BatchSearch takes.
-    """
-
-    request: search_pb.SearchRequest
-    kind: bytes
-    most: int
-
-    def call(self) -> Call[Hits]:
-        """It as SearchService.Search."""
-        return make_call(rpc.SEARCH, self.request, Hits)
-
-
-def vector_search(memory: GalleryMemory, query: Query) -> VectorSearch | None:
-    """The search of a query that has a vector, no conditions and no request_id; None for any other.
+def search_form(memory: GalleryMemory, query: Query) -> search_pb.SearchRequest:
+    """All of a request but reference and id.
 
     Raises:
         InvalidArgument: As `search_request`.
     """
-    if query.get("vector") is None or not _OF_VECTOR_SEARCH.issuperset(query):
-        return None
-    message = vector_message(query["vector"], "vector")
-    if isinstance(message, common_pb.MultiVector):
-        return None
-    form = _known_form(memory, query)
-    request = search_pb.SearchRequest()
-    request.CopyFrom(form.request)
-    request.reference.vector.CopyFrom(message)
-    return VectorSearch(request, form.kind, min(_BATCH_BYTES // request.ByteSize(), form.most))
-
-
-def together(searches: Sequence[VectorSearch]) -> Call[list[Hits | LikewiseError]]:
-    """Searches as one BatchSearch, answered in order."""
-    batch = search_pb.BatchSearchRequest(requests=[search.request for search in searches])
-    return make_call(rpc.BATCH_SEARCH, batch, _batch_results)
-
-
-class VectorForm(NamedTuple):
-    """All of a search by vector but the vector; `kind` and `most` as of `VectorSearch`."""
-
-    request: search_pb.SearchRequest
-    kind: bytes
-    most: int
-
-
-def _known_form(memory: GalleryMemory, query: Query) -> VectorForm:
-    """The form of a query, made once for callers that ask for the same again and again."""
-    # With their types: 1, 1.0 and True are equal.
-    given = tuple([(name, type(value), value) for name, value in query.items() if name != "vector"])
-    try:
-        form = memory.forms.get((memory.newest, given))
-    except TypeError:  # a list, which nobody can look up by
-        return _vector_form(memory, query)
-    if form is None:
-        form = _vector_form(memory, query)
-        if len(memory.forms) >= _FORMS_KEPT:
-            memory.forms.clear()
-        memory.forms[memory.newest, given] = form
-    return form
-
-
-def _vector_form(memory: GalleryMemory, query: Query) -> VectorForm:
-    request = _form(memory, query)
-    wanted = max(1, request.k if request.HasField("k") else _DEFAULT_K)
-    limit = _BATCH_VECTORS if request.mask.vectors or request.mask.attributes else _BATCH_HITS
-    return VectorForm(request, request.SerializeToString(deterministic=True), limit // wanted)
-
-
-def _form(memory: GalleryMemory, query: Query) -> search_pb.SearchRequest:
-    """All of a request but reference and id."""
     if not _KNOWN.issuperset(query):
         unknown = min(set(query) - _KNOWN)
         raise InvalidType(f"unknown argument {unknown!r} of a search", field=unknown)

@@ -1,5 +1,5 @@
 # ruff: noqa: ASYNC109 - these timeouts are gRPC deadlines, which the server sees too; asyncio.timeout is local
-"""Searches by a vector that come at the same time travel together, as one BatchSearch.
+"""Searches by a vector that come at the same time travel together, as one SearchVectors.
 
 What a call costs beside the search itself, in the client, in gRPC and in the server, is then paid once for all of
 them. An idle client adds no delay: a search that meets no other goes at once, as a Search of its own. Those that come
@@ -8,7 +8,7 @@ wait for a call that does not come back is bounded, and doubles with each call u
 to do than it can is not sent ever more. Each caller's timeout is its own, whatever the others have.
 
 Only what costs the server the same goes together: searches that differ in nothing but their vector. Each has its own
-answer or error, and one that fails for a passing reason is asked again by itself, under gRPC's retries.
+answer or error: one that fails in company is asked again alone, and is told what a search of its own is told.
 """
 
 import asyncio
@@ -20,13 +20,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
-from grpc import StatusCode
-
 from likewise.client.channel import ChannelConfig
-from likewise.client.errors import AnswerTooLarge, DeadlineExceeded, LikewiseError
-from likewise.client.requests import VectorSearch, together
-from likewise.client.results import Hits
+from likewise.client.errors import AnswerTooLarge, DeadlineExceeded, InvalidArgument, LikewiseError
+from likewise.client.hits import Hits
 from likewise.client.rpc import Call
+from likewise.client.vector_search import VectorSearch, together
 
 MAX_TOGETHER: Final = 256
 """Searches of one call; the server would not search more at a time."""
@@ -44,10 +42,7 @@ _MOST_DOUBLINGS: Final = 10
 MARGIN: Final = 1.25
 """How much of the time of the last call a search must have left to be sent, while there are others that have."""
 
-_PASSING: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.CANCELLED})
-"""What gRPC tries again by itself when it is the status of a call."""
-
-_Key = tuple[bytes, float]
+_Key = tuple[tuple[bytes, int, int], float]
 _Outcome = Hits | Exception | None
 """What became of a search in company; None: it is to be asked again alone."""
 
@@ -198,7 +193,7 @@ class AsyncSearchBatcher:
         except Exception as error:
             outcomes = _failed(error, len(members))
         else:
-            outcomes = _answered(answer, call)
+            outcomes = _answered(answer)
         for member, outcome in zip(members, outcomes, strict=True):
             if not member.future.done():
                 member.future.set_result(outcome)
@@ -311,7 +306,7 @@ class SearchBatcher:
             call = _call_of([member.search for member in members])
             for member in members:
                 member.request_id = call.request_id
-            outcomes = _answered(self._call(call, _left_s(members[-1].deadline)), call)
+            outcomes = _answered(self._call(call, _left_s(members[-1].deadline)))
         except Exception as error:
             outcomes = _failed(error, len(members))
         finally:
@@ -367,24 +362,18 @@ def _call_of(searches: Sequence[VectorSearch]) -> Call[Any]:
     return searches[0].call() if len(searches) == 1 else together(searches)
 
 
-def _answered(answer: Hits | Sequence[Hits | LikewiseError], call: Call[Any]) -> list[_Outcome]:
-    """The outcomes of a call that was answered: what failed for a passing reason is to be asked again."""
+def _answered(answer: Hits | Sequence[Hits | LikewiseError]) -> list[_Outcome]:
+    """The outcomes of a call that was answered: what failed is to be asked again."""
     if isinstance(answer, Hits):
         return [answer]
-    outcomes: list[_Outcome] = []
-    for one in answer:
-        if isinstance(one, LikewiseError):
-            one.request_id = one.request_id or call.request_id
-            outcomes.append(None if one.code in _PASSING else one)
-        else:
-            outcomes.append(one)
-    return outcomes
+    # An error names the row of a call that its caller knows nothing of; alone it is told as a search's own.
+    return [None if isinstance(one, LikewiseError) else one for one in answer]
 
 
 def _failed(error: Exception, count: int) -> list[_Outcome]:
     """The outcomes of a call that failed as a whole: an error for each, as each caller adds its own traceback."""
-    if count > 1 and isinstance(error, AnswerTooLarge):
-        return [None] * count
+    if count > 1 and isinstance(error, AnswerTooLarge | InvalidArgument):
+        return [None] * count  # alone each may be answered, or is told as a search's own
     outcomes: list[_Outcome] = [error]
     for _ in range(count - 1):
         twin = copy.copy(error) if isinstance(error, LikewiseError) else error

@@ -14,14 +14,16 @@ from likewise.client.errors import LikewiseError
 from likewise.client.filters import Filter
 from likewise.client.galleries import GalleryInfo, IndexSpec
 from likewise.client.gallery_stats import GalleryStats
+from likewise.client.hits import Explanation, Hits
 from likewise.client.items import Item, Items
 from likewise.client.progress import ProgressChoice, Reporter
 from likewise.client.requests import Query
-from likewise.client.results import Composition, Explanation, Hits
+from likewise.client.results import Composition
 from likewise.client.snapshots import Export, Snapshot
 from likewise.client.transport import Transport
 from likewise.client.upsert_stream import Window, upsert_stream
 from likewise.client.upserts import UpsertResult
+from likewise.client.vector_search import many_calls, vector_search
 from likewise.client.versions import GalleryMemory, VersionToken
 
 
@@ -63,7 +65,7 @@ class Gallery:
             NotFound: If the gallery or the reference item is not there. An empty answer is no error.
             InvalidArgument: If an argument is wrong; `field` names it.
         """
-        if search := requests.vector_search(self._memory, query):
+        if search := vector_search(self._memory, query):
             return self._transport.searches.search(search, timeout)
         return self._transport.call(requests.search_call(self._memory, query), timeout)
 
@@ -78,13 +80,13 @@ class Gallery:
 
         Args:
             queries: `Query(...)`s, or an (n, d) array of reference vectors.
-            timeout: Seconds for each message of up to 1,000 queries.
+            timeout: Seconds for each message of up to 1,000 queries, or 256 rows of an array.
             shared: Arguments of every query; a query's own win.
 
         Raises:
             BatchError: If queries failed; it has the answers of the others.
         """
-        calls = requests.batch_calls(self._memory, queries, shared)
+        calls = many_calls(self._memory, queries, shared)
         return requests.batch_hits(self._transport.gather(calls, timeout))
 
     def search_stream(

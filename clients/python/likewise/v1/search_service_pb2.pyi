@@ -970,6 +970,95 @@ class BatchSearchResponse(_message.Message):
 Global___BatchSearchResponse: _TypeAlias = BatchSearchResponse  # noqa: Y015
 
 @_typing.final
+class SearchVectorsRequest(_message.Message):
+    """See SearchService.SearchVectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCH_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def search(self) -> Global___SearchRequest:
+        """All but the reference; without conditions. Its request_id is that of the call."""
+
+    @_builtins.property
+    def vectors(self) -> _common_pb2.Vectors:
+        """(rows, dim) references in the gallery's space; any length but zero, normalised by the server."""
+
+    def __init__(
+        self,
+        *,
+        search: Global___SearchRequest | None = ...,
+        vectors: _common_pb2.Vectors | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["search", b"search", "vectors", b"vectors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["search", b"search", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchVectorsRequest: _TypeAlias = SearchVectorsRequest  # noqa: Y015
+
+@_typing.final
+class RowError(_message.Message):
+    """What is wrong with one row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    @_builtins.property
+    def error(self) -> _status_pb2.Status: ...
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowError: _TypeAlias = RowError  # noqa: Y015
+
+@_typing.final
+class SearchVectorsResponse(_message.Message):
+    """See SearchService.SearchVectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    offsets: _builtins.bytes
+    """rows + 1 little-endian int32: row i has the hits offsets[i] to offsets[i + 1]."""
+    @_builtins.property
+    def answer(self) -> Global___SearchResponse:
+        """Its hits are those of all rows, one row after the other; everything else is of all of them."""
+
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowError]:
+        """In the order of the rows; such a row has no hits."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___SearchResponse | None = ...,
+        offsets: _builtins.bytes = ...,
+        errors: _abc.Iterable[Global___RowError] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "errors", b"errors", "offsets", b"offsets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchVectorsResponse: _TypeAlias = SearchVectorsResponse  # noqa: Y015
+
+@_typing.final
 class StreamSearchRequest(_message.Message):
     """See SearchService.StreamSearch."""
 

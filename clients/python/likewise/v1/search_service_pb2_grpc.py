@@ -45,6 +45,11 @@ class SearchServiceStub(object):
                 request_serializer=likewise_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
                 response_deserializer=likewise_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
                 _registered_method=True)
+        self.SearchVectors = channel.unary_unary(
+                '/likewise.v1.SearchService/SearchVectors',
+                request_serializer=likewise_dot_v1_dot_search__service__pb2.SearchVectorsRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_search__service__pb2.SearchVectorsResponse.FromString,
+                _registered_method=True)
         self.StreamSearch = channel.stream_stream(
                 '/likewise.v1.SearchService/StreamSearch',
                 request_serializer=likewise_dot_v1_dot_search__service__pb2.StreamSearchRequest.SerializeToString,
@@ -93,6 +98,18 @@ class SearchServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchVectors(self, request, context):
+        """The same search for each row of a matrix, in columns: what the rows have in common is sent, checked and told once, so
+        that a row costs a fraction of a search. Codes as for Search, for all rows; a row that has no direction (zeros, NaN)
+        has an error of its own.
+
+        INVALID_ARGUMENT for more than 256 rows, for more than 65,536 hits wanted in all by more than one row, and for a
+        search that has a reference or conditions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StreamSearch(self, request_iterator, context):
         """Searches as they come; answers carry the caller's correlation id and may overtake each other.
         """
@@ -126,6 +143,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.BatchSearch,
                     request_deserializer=likewise_dot_v1_dot_search__service__pb2.BatchSearchRequest.FromString,
                     response_serializer=likewise_dot_v1_dot_search__service__pb2.BatchSearchResponse.SerializeToString,
+            ),
+            'SearchVectors': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchVectors,
+                    request_deserializer=likewise_dot_v1_dot_search__service__pb2.SearchVectorsRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_search__service__pb2.SearchVectorsResponse.SerializeToString,
             ),
             'StreamSearch': grpc.stream_stream_rpc_method_handler(
                     servicer.StreamSearch,
@@ -198,6 +220,33 @@ class SearchService(object):
             '/likewise.v1.SearchService/BatchSearch',
             likewise_dot_v1_dot_search__service__pb2.BatchSearchRequest.SerializeToString,
             likewise_dot_v1_dot_search__service__pb2.BatchSearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchVectors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.v1.SearchService/SearchVectors',
+            likewise_dot_v1_dot_search__service__pb2.SearchVectorsRequest.SerializeToString,
+            likewise_dot_v1_dot_search__service__pb2.SearchVectorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

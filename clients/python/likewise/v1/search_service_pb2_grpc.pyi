@@ -52,6 +52,14 @@ class SearchServiceStub:
     INVALID_ARGUMENT for more than 1,000 requests, or for 1,000,000 hits wanted in all; everything else is reported per
     request.
     """
+    SearchVectors: _grpc.UnaryUnaryMultiCallable[_search_service_pb2.SearchVectorsRequest, _search_service_pb2.SearchVectorsResponse]
+    """The same search for each row of a matrix, in columns: what the rows have in common is sent, checked and told once, so
+    that a row costs a fraction of a search. Codes as for Search, for all rows; a row that has no direction (zeros, NaN)
+    has an error of its own.
+
+    INVALID_ARGUMENT for more than 256 rows, for more than 65,536 hits wanted in all by more than one row, and for a
+    search that has a reference or conditions.
+    """
     StreamSearch: _grpc.StreamStreamMultiCallable[_search_service_pb2.StreamSearchRequest, _search_service_pb2.StreamSearchResponse]
     """Searches as they come; answers carry the caller's correlation id and may overtake each other."""
     Compose: _grpc.UnaryUnaryMultiCallable[_search_service_pb2.ComposeRequest, _search_service_pb2.ComposeResponse]
@@ -82,6 +90,14 @@ class SearchServiceAsyncStub(SearchServiceStub):
 
     INVALID_ARGUMENT for more than 1,000 requests, or for 1,000,000 hits wanted in all; everything else is reported per
     request.
+    """
+    SearchVectors: _aio.UnaryUnaryMultiCallable[_search_service_pb2.SearchVectorsRequest, _search_service_pb2.SearchVectorsResponse]  # type: ignore[assignment]
+    """The same search for each row of a matrix, in columns: what the rows have in common is sent, checked and told once, so
+    that a row costs a fraction of a search. Codes as for Search, for all rows; a row that has no direction (zeros, NaN)
+    has an error of its own.
+
+    INVALID_ARGUMENT for more than 256 rows, for more than 65,536 hits wanted in all by more than one row, and for a
+    search that has a reference or conditions.
     """
     StreamSearch: _aio.StreamStreamMultiCallable[_search_service_pb2.StreamSearchRequest, _search_service_pb2.StreamSearchResponse]  # type: ignore[assignment]
     """Searches as they come; answers carry the caller's correlation id and may overtake each other."""
@@ -122,6 +138,20 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT for more than 1,000 requests, or for 1,000,000 hits wanted in all; everything else is reported per
         request.
+        """
+
+    @_abc_1.abstractmethod
+    def SearchVectors(
+        self,
+        request: _search_service_pb2.SearchVectorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_service_pb2.SearchVectorsResponse, _abc.Awaitable[_search_service_pb2.SearchVectorsResponse]]:
+        """The same search for each row of a matrix, in columns: what the rows have in common is sent, checked and told once, so
+        that a row costs a fraction of a search. Codes as for Search, for all rows; a row that has no direction (zeros, NaN)
+        has an error of its own.
+
+        INVALID_ARGUMENT for more than 256 rows, for more than 65,536 hits wanted in all by more than one row, and for a
+        search that has a reference or conditions.
         """
 
     @_abc_1.abstractmethod

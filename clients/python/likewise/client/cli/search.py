@@ -21,9 +21,9 @@ from likewise.client.cli.options import (
 from likewise.client.cli.output import print_json, print_table
 from likewise.client.errors import InvalidArgument
 from likewise.client.filter_text import parse_filter
+from likewise.client.hits import Hits
 from likewise.client.references import Condition
 from likewise.client.requests import Query
-from likewise.client.results import Hits
 
 
 class ModeChoice(StrEnum):

@@ -1,0 +1,153 @@
+"""Searches by a vector alone: one, several that came at the same time, and the rows of a matrix.
+
+Those that differ in nothing but the vector go as one SearchVectors: a matrix, with what they share told once.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from likewise.client import rpc
+from likewise.client.errors import InvalidArgument, LikewiseError, from_status
+from likewise.client.hits import Hits, hits_of_rows
+from likewise.client.references import float_array, vector_message
+from likewise.client.requests import DEFAULT_K, Query, batch_calls, search_form
+from likewise.client.rpc import Call, make_call
+from likewise.client.versions import GalleryMemory
+from likewise.v1 import common_pb2 as common_pb
+from likewise.v1 import search_service_pb2 as search_pb
+from likewise.wire import encode_vectors, unpack
+
+_OF_VECTOR_SEARCH: Final = frozenset(Query.__annotations__) - {
+    *("image", "text", "id", "condition", "mode", "conditions", "explanation", "request_id")
+}
+_FORMS_KEPT: Final = 64
+_MAX_ROWS: Final = 256  # of a SearchVectors, as search_service.proto has it
+_MAX_HITS: Final = 65_536  # of more than one row
+_MAX_HITS_WITH_MORE: Final = 4_096  # an answer with vectors of 4,096 dimensions is then 64 MiB
+_MATRIX_BYTES: Final = 4 << 20  # of rows a message: enough to amortise a call, little enough to flow
+
+
+class VectorForm(NamedTuple):
+    """All of a search by vector but the vector.
+
+    Attributes:
+        request: The message.
+        kind: Equal for equal messages.
+        most: How many vectors a SearchVectors takes of it.
+    """
+
+    request: search_pb.SearchRequest
+    kind: bytes
+    most: int
+
+
+class VectorSearch(NamedTuple):
+    """A search by one vector alone, without an id of its own: it takes that of the call it travels in.
+
+    Attributes:
+        form: All of it but the vector.
+        vector: As it is sent.
+        kind: Equal for searches that differ in nothing but the numbers of the vector.
+    """
+
+    form: VectorForm
+    vector: common_pb.Vector
+    kind: tuple[bytes, int, int]
+
+    @property
+    def most(self) -> int:
+        """How many like it go in one call."""
+        return min(self.form.most, max(1, _MATRIX_BYTES // max(1, len(self.vector.data))))
+
+    def call(self) -> Call[Hits]:
+        """It as SearchService.Search."""
+        request = search_pb.SearchRequest()
+        request.CopyFrom(self.form.request)
+        request.reference.vector.CopyFrom(self.vector)
+        return make_call(rpc.SEARCH, request, Hits)
+
+
+def vector_search(memory: GalleryMemory, query: Query) -> VectorSearch | None:
+    """The search of a query that has a vector, no conditions and no request_id; None for any other.
+
+    Raises:
+        InvalidArgument: As `likewise.client.requests.search_request`.
+    """
+    if query.get("vector") is None or not _OF_VECTOR_SEARCH.issuperset(query):
+        return None
+    vector = vector_message(query["vector"], "vector")
+    if isinstance(vector, common_pb.MultiVector):
+        return None
+    form = _known_form(memory, query)
+    return VectorSearch(form, vector, (form.kind, vector.dim, vector.dtype))
+
+
+def together(searches: Sequence[VectorSearch]) -> Call[list[Hits | LikewiseError]]:
+    """Searches of one kind as one SearchVectors, answered in order."""
+    first = searches[0]
+    data = b"".join([search.vector.data for search in searches])
+    return _call(first.form, common_pb.Vectors(dtype=first.vector.dtype, dim=first.vector.dim, data=data))
+
+
+def many_calls(
+    memory: GalleryMemory, queries: Sequence[Query] | npt.NDArray[Any], shared: Query
+) -> Iterator[Call[list[Hits | LikewiseError]]]:
+    """Many searches in as few calls as the limits allow, in order: the rows of a matrix as SearchVectors.
+
+    Args and errors as of `likewise.client.requests.batch_calls`, which makes the calls for everything else.
+    """
+    plain = "vector" not in shared and _OF_VECTOR_SEARCH.issuperset(shared)
+    if isinstance(queries, np.ndarray) and queries.ndim == 2 and plain:
+        return _matrix_calls(memory, queries, shared)
+    return batch_calls(memory, queries, shared)
+
+
+def _matrix_calls(
+    memory: GalleryMemory, matrix: npt.NDArray[Any], shared: Query
+) -> Iterator[Call[list[Hits | LikewiseError]]]:
+    rows = float_array(matrix, "queries")
+    if not rows.shape[1]:
+        raise InvalidArgument(f"queries must have columns, got an array of the shape {rows.shape}", field="queries")
+    form = _known_form(memory, shared)
+    step = min(form.most, max(1, _MATRIX_BYTES // (4 * rows.shape[1])))
+    for start in range(0, len(rows), step):
+        yield _call(form, encode_vectors(rows[start : start + step]))
+
+
+def _call(form: VectorForm, vectors: common_pb.Vectors) -> Call[list[Hits | LikewiseError]]:
+    request = search_pb.SearchVectorsRequest(search=form.request, vectors=vectors)
+    return make_call(rpc.SEARCH_VECTORS, request, _row_results)
+
+
+def _row_results(message: search_pb.SearchVectorsResponse) -> list[Hits | LikewiseError]:
+    results: list[Hits | LikewiseError] = list(hits_of_rows(message.answer, unpack(message.offsets, "<i4").tolist()))
+    for error in message.errors:
+        results[error.row] = from_status(error.error)
+    return results
+
+
+def _known_form(memory: GalleryMemory, query: Query) -> VectorForm:
+    """The form of a query, made once for callers that ask for the same again and again."""
+    # With their types: 1, 1.0 and True are equal.
+    given = tuple([(name, type(value), value) for name, value in query.items() if name != "vector"])
+    try:
+        form = memory.forms.get((memory.newest, given))
+    except TypeError:  # a list, which nobody can look up by
+        return _vector_form(memory, query)
+    if form is None:
+        form = _vector_form(memory, query)
+        if len(memory.forms) >= _FORMS_KEPT:
+            memory.forms.clear()
+        memory.forms[memory.newest, given] = form
+    return form
+
+
+def _vector_form(memory: GalleryMemory, query: Query) -> VectorForm:
+    request = search_form(memory, query)
+    wanted = max(1, request.k if request.HasField("k") else DEFAULT_K)
+    limit = _MAX_HITS_WITH_MORE if request.mask.vectors or request.mask.attributes else _MAX_HITS
+    most = max(1, min(_MAX_ROWS, limit // wanted))
+    return VectorForm(request, request.SerializeToString(deterministic=True), most)
