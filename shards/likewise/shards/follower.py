@@ -313,7 +313,6 @@ class Follower:
 
     async def _tidy(self, indexes: Iterable[index.SealedIndex | None]) -> None:
         """What no search waits for when an index has come: where it lies in memory, and what is left of making it."""
-
         loop, stop = asyncio.get_running_loop(), lambda: self._closed
         for one in filter(None, indexes):
             await loop.run_in_executor(self._builder, index.use_large_pages, one, stop)
