@@ -143,6 +143,7 @@ def overload(
         int, typer.Option(min=1, max=10_000, help="Callers of the closed loop that finds the saturation.")
     ] = overload_benchmark.SATURATING_CALLERS,
     deadline: Annotated[float, typer.Option(min=0.01, help="Seconds that a call of the open loop may take.")] = 1.0,
+    client: Annotated[str, typer.Option(help="Who asks: stub or sdk.")] = "stub",
     runs: Runs = _SEARCH.runs,
     seconds: Seconds = _SEARCH.measure_s,
     threads: Threads = _SEARCH.threads,
@@ -151,6 +152,7 @@ def overload(
 ) -> None:
     """Right answers in time a second when twice as many calls come as the server can answer."""
     _one_of("--index", (index,), ("hnsw", "flat"))
+    _one_of("--client", (client,), ("stub", "sdk"))
     plan = search_benchmark.Plan(
         items=items,
         dim=dim,
@@ -161,7 +163,7 @@ def overload(
         threads=threads,
         seed=seed,
     )
-    overload_plan = overload_benchmark.Plan(base=plan, deadline_s=deadline)
+    overload_plan = overload_benchmark.Plan(base=plan, deadline_s=deadline, client=client)
     _run(lambda report: overload_benchmark.run(overload_plan, report), as_json=as_json)
 
 
@@ -339,7 +341,7 @@ def _goal_parts() -> list[Callable[[Report], None]]:
     )
     return [
         *(partial(search_benchmark.run, one) for one in searches),
-        partial(overload_benchmark.run, overload_benchmark.Plan()),
+        partial(overload_benchmark.run, overload_benchmark.Plan(client="sdk")),
         partial(ingest_benchmark.run, ingest_benchmark.Plan()),
         partial(upsert_benchmark.run, upsert_benchmark.Plan()),
         partial(restart_benchmark.run, restart_benchmark.Plan()),

@@ -2,6 +2,7 @@
 """Which searches of asyncio tasks travel together, and what becomes of each."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from tests.unit.client.fake_failures import Failure
 from tests.unit.client.fake_server import FakeServer
 
 from likewise.client import AsyncClient, DeadlineExceeded, InvalidArgument, Unavailable, search_batching
+from likewise.client.batching_policy import MAX_TOGETHER, next_together, patience_s
 from likewise.client.errors import AnswerTooLarge
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
-from likewise.client.search_batching import MAX_TOGETHER, AsyncSearchBatcher, next_together, patience_s
+from likewise.client.search_batching import AsyncSearchBatcher
 from likewise.client.vector_search import VectorSearch, vector_search
 from likewise.wire import decode_vectors
 
@@ -151,10 +153,10 @@ def test_a_search_with_little_time_waits_for_no_other() -> None:
     async def run() -> None:
         server = Async()
 
-        await asyncio.gather(*(server.ask(number, timeout=0.5) for number in range(3)))
+        await asyncio.gather(*(server.ask(number, timeout=0.04) for number in range(3)))
 
         assert server.calls == [[0], [1], [2]]
-        assert server.left_s == [0.5] * 3
+        assert server.left_s == [0.04] * 3
 
     asyncio.run(run())
 
@@ -216,9 +218,43 @@ def test_who_would_be_late_is_not_sent_unless_all_would() -> None:
 
 
 def test_patience_grows_with_the_last_call_and_doubles_with_each_under_way() -> None:
-    assert [patience_s(took, 1) for took in (0.0, 0.01, 9.0)] == [0.005, 0.02, 0.05]
-    assert [patience_s(0.01, under_way) for under_way in (1, 2, 3)] == [0.02, 0.04, 0.08]
-    assert patience_s(0.01, 1_000_000) < 60
+    assert [patience_s(took, 1, 60) for took in (0.0, 0.01, 9.0)] == [0.005, 0.02, 0.05]
+    assert [patience_s(0.01, under_way, 60) for under_way in (1, 2, 3)] == [0.02, 0.04, 0.08]
+    assert patience_s(0.01, 1_000_000, math.inf) < 60
+
+
+def test_who_has_little_time_waits_for_a_tenth_of_it() -> None:
+    waits = [patience_s(9.0, 1, timeout_s) for timeout_s in (0.05, 0.2, 0.5, 2.0)]
+
+    assert waits == pytest.approx([0.005, 0.02, 0.05, 0.05])
+
+
+def test_searches_with_about_the_same_time_go_together_and_have_the_longest_of_it() -> None:
+    async def run() -> None:
+        server = Async()
+        gate = server.hold(0)
+        # Never twice the time of another: one that is asked on behalf of others has what these have left.
+        asked = [server.ask(number, timeout=timeout) for number, timeout in enumerate((33.0, 60.0, 40.0, 64.0))]
+        await turns()
+        gate.set()
+        await asyncio.gather(*asked)
+
+        assert server.calls == [[0, 1, 2], [3]]
+        assert [round(left or 0) for left in server.left_s] == [60, 64]
+
+    asyncio.run(run())
+
+
+def test_searches_without_a_limit_go_together_and_without_one() -> None:
+    async def run() -> None:
+        server = Async()
+
+        await asyncio.gather(*(server.ask(number, timeout=math.inf) for number in range(3)))
+
+        assert server.calls == [[0, 1, 2]]
+        assert server.left_s == [math.inf]
+
+    asyncio.run(run())
 
 
 def test_no_more_go_together_than_an_answer_may_bring() -> None:

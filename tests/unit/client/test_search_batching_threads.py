@@ -8,7 +8,15 @@ import pytest
 from tests.unit.client.batching_answers import CONFIG, Answers, search
 from tests.unit.client.fake_server import FakeServer
 
-from likewise.client import Client, DeadlineExceeded, InvalidArgument, NotFound, Unavailable, search_batching
+from likewise.client import (
+    Client,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    batching_policy,
+    search_batching,
+)
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.search_batching import SearchBatcher
@@ -100,8 +108,9 @@ def test_a_thread_that_is_interrupted_leaves_nobody_waiting(failure: BaseExcepti
 
 
 def test_a_thread_whose_time_is_over_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("MIN_TIMEOUT_S", 0.0), ("MIN_PATIENCE_S", 1e6), ("MAX_PATIENCE_S", 1e6)):
-        monkeypatch.setattr(search_batching, name, value)
+    monkeypatch.setattr(search_batching, "MIN_TIMEOUT_S", 0.0)
+    for name in ("MIN_PATIENCE_S", "MAX_PATIENCE_S", "PATIENT_SHARE"):
+        monkeypatch.setattr(batching_policy, name, 1e9)
     server = Threads()
     gate = server.gates[0] = threading.Event()
     first = Caller(server, 0, timeout=0.05)

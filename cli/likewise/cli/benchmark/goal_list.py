@@ -211,14 +211,16 @@ GOALS: Final[tuple[Goal, ...]] = (
     ),
     Goal(
         12,
-        "open loop at twice the saturation rate",
-        "likewise bench overload",
+        "open loop at twice the saturation rate, one SDK client",
+        "likewise bench overload --client sdk",
         (
             Check(
                 of="goodput / goodput at saturation",
                 sense=Sense.AT_LEAST,
                 bound=0.9,
-                sources=(field("ratios", "goodput / saturation", benchmark="overload", target="likewise"),),
+                sources=(
+                    field("ratios", "goodput / saturation", benchmark="overload", target="likewise", client="sdk"),
+                ),
             ),
             Check(
                 of="wrong answers",

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -105,6 +106,11 @@ def write_requests(requests: Sequence[pb.SearchRequest], path: Path) -> Path:
 
 _Call = Callable[[int], Awaitable[list[str]]]
 
+Search = Callable[[int, float], Awaitable[list[str]]]
+"""Asks the request of a number with so many seconds; returns the ids found."""
+
+_TIMEOUT_S: Final = 60.0
+
 
 @dataclass(slots=True)
 class _Outcome:
@@ -125,12 +131,29 @@ def _main(job: Job) -> None:
 
 
 async def _run(job: Job, requests: Sequence[pb.SearchRequest], outcome: _Outcome) -> None:
-    if job.client == "stub":
-        async with _channel(job.address) as channel:
-            await _measure(job, _stub_call(channel, requests), outcome)
+    async with searching(job.address, job.client, requests) as search:
+
+        async def call(which: int) -> list[str]:
+            return await search(which, _TIMEOUT_S)
+
+        await _measure(job, call, outcome)
+
+
+@asynccontextmanager
+async def searching(address: str, client: str, requests: Sequence[pb.SearchRequest]) -> AsyncIterator[Search]:
+    """What asks one of the requests, by its number and with so many seconds, and returns the ids found.
+
+    Args:
+        address: Server.
+        client: As of `Job`.
+        requests: All that may be asked.
+    """
+    if client == "stub":
+        async with _channel(address) as channel:
+            yield _stub_call(channel, requests)
     else:
-        async with AsyncClient(job.address) as client:
-            await _measure(job, _sdk_call(client, requests), outcome)
+        async with AsyncClient(address) as sdk:
+            yield _sdk_call(sdk, requests)
 
 
 def _channel(address: str) -> grpc.aio.Channel:
@@ -138,21 +161,21 @@ def _channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=[(name, MAX_MESSAGE_BYTES) for name in limits])
 
 
-def _stub_call(channel: grpc.aio.Channel, requests: Sequence[pb.SearchRequest]) -> _Call:
+def _stub_call(channel: grpc.aio.Channel, requests: Sequence[pb.SearchRequest]) -> Search:
     search: Any = channel.unary_unary(
         SEARCH_PATH,
         request_serializer=pb.SearchRequest.SerializeToString,
         response_deserializer=pb.SearchResponse.FromString,
     )
 
-    async def call(which: int) -> list[str]:
-        response: pb.SearchResponse = await search(requests[which], timeout=60)
+    async def call(which: int, timeout_s: float) -> list[str]:
+        response: pb.SearchResponse = await search(requests[which], timeout=timeout_s)
         return list(response.hits.ids)
 
     return call
 
 
-def _sdk_call(client: Any, requests: Sequence[pb.SearchRequest]) -> _Call:
+def _sdk_call(client: Any, requests: Sequence[pb.SearchRequest]) -> Search:
     gallery = client.gallery(requests[0].gallery)
     arguments: list[dict[str, Any]] = []
     for request in requests:
@@ -163,8 +186,8 @@ def _sdk_call(client: Any, requests: Sequence[pb.SearchRequest]) -> _Call:
             given["ef"] = request.params.ef
         arguments.append(given)
 
-    async def call(which: int) -> list[str]:
-        hits = await gallery.search(**arguments[which])
+    async def call(which: int, timeout_s: float) -> list[str]:
+        hits = await gallery.search(timeout=timeout_s, **arguments[which])
         return list(hits.ids)
 
     return call

@@ -21,8 +21,9 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from likewise.cli.benchmark.echo import SEARCH_PATH, run_loop
-from likewise.cli.benchmark.load import LoadFailed
+from likewise.cli.benchmark.echo import run_loop
+from likewise.cli.benchmark.load import LoadFailed, searching
+from likewise.client import LikewiseError
 from likewise.v1 import search_service_pb2 as pb
 
 GOOD: Final = "good"
@@ -47,6 +48,7 @@ class OpenJob:
     Attributes:
         address: Server.
         requests: File with a `BatchSearchRequest`, the requests to send in turn.
+        client: "stub" or "sdk", as of `likewise.cli.benchmark.load.Job`.
         answers: JSON file with the right ids of each request; "" to take any.
         rate: Arrivals a second.
         measure_s: Seconds of arrivals.
@@ -57,6 +59,7 @@ class OpenJob:
 
     address: str
     requests: str
+    client: str
     answers: str
     rate: float
     measure_s: float
@@ -84,7 +87,15 @@ class OpenLoad:
 
 
 def run_open_loop(
-    address: str, requests: Path, answers: Path | None, *, rate: float, measure_s: float, deadline_s: float, seed: int
+    address: str,
+    requests: Path,
+    answers: Path | None,
+    *,
+    rate: float,
+    measure_s: float,
+    deadline_s: float,
+    seed: int,
+    client: str = "stub",
 ) -> OpenLoad:
     """Load a server from a fresh process.
 
@@ -94,7 +105,7 @@ def run_open_loop(
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
         given = "" if answers is None else str(answers)
-        job = OpenJob(address, str(requests), given, rate, measure_s, deadline_s, seed, str(result))
+        job = OpenJob(address, str(requests), client, given, rate, measure_s, deadline_s, seed, str(result))
         job_file = Path(folder, "job.json")
         job_file.write_text(json.dumps(asdict(job)))
         command = [sys.executable, "-m", "likewise.cli.benchmark.open_loop", str(job_file)]
@@ -117,14 +128,13 @@ def _main(job: OpenJob) -> None:
     requests = list(pb.BatchSearchRequest.FromString(Path(job.requests).read_bytes()).requests)
     answers = json.loads(Path(job.answers).read_text()) if job.answers else None
     outcomes: Counter[str] = Counter()
-    run_loop(_run(job, [request.SerializeToString() for request in requests], answers, outcomes))
+    run_loop(_run(job, requests, answers, outcomes))
     Path(job.result).write_text(json.dumps(outcomes))
 
 
-async def _run(job: OpenJob, requests: Sequence[bytes], answers: Any, outcomes: "Counter[str]") -> None:
+async def _run(job: OpenJob, requests: Sequence[pb.SearchRequest], answers: Any, outcomes: "Counter[str]") -> None:
     due = arrivals(job.rate, job.measure_s, job.seed)
-    async with grpc.aio.insecure_channel(job.address) as channel:
-        search: Any = channel.unary_unary(SEARCH_PATH, response_deserializer=pb.SearchResponse.FromString)
+    async with searching(job.address, job.client, requests) as search:
 
         async def call(which: int, at: float) -> None:
             left = at + job.deadline_s - time.perf_counter()
@@ -132,15 +142,16 @@ async def _run(job: OpenJob, requests: Sequence[bytes], answers: Any, outcomes: 
                 outcomes[LATE] += 1
                 return
             try:
-                response = await search(requests[which], timeout=left)
-            except grpc.aio.AioRpcError as error:
-                outcomes[_CODES.get(error.code()) or f"{FAILED}: {error.code().name}"] += 1
+                ids = await search(which, left)
+            except (grpc.aio.AioRpcError, LikewiseError) as error:
+                code = error.code if isinstance(error, LikewiseError) else error.code()
+                outcomes[_CODES.get(code) or f"{FAILED}: {code.name if code else 'by the client'}"] += 1
                 return
-            right = answers is None or list(response.hits.ids) == answers[which]
+            right = answers is None or ids == answers[which]
             in_time = time.perf_counter() <= at + job.deadline_s
             outcomes[(GOOD if in_time else LATE) if right else WRONG] += 1
 
-        await search(requests[0], timeout=60)
+        await search(0, 60.0)
         begin = time.perf_counter()
         async with asyncio.TaskGroup() as calls:
             for i, at in enumerate(due):

@@ -29,10 +29,12 @@ class Plan:
     Attributes:
         base: Gallery, queries, runs and seconds; one number of callers finds the saturation.
         deadline_s: Of each call of the open loop.
+        client: Who asks, see `likewise.cli.benchmark.load.Job`.
     """
 
     base: search.Plan = field(default_factory=lambda: search.Plan(callers=(SATURATING_CALLERS,)))
     deadline_s: float = 1.0
+    client: str = "stub"
 
 
 def run(plan: Plan, report: Report) -> None:
@@ -65,7 +67,9 @@ def run(plan: Plan, report: Report) -> None:
             loads: dict[float, list[OpenLoad]] = {factor: [] for factor in FACTORS}
             for run_number in range(what.runs):
                 report.say(f"run {run_number + 1} of {what.runs}")
-                closed = run_load(server.address, path, callers=what.callers[0], measure_s=what.measure_s).speed
+                closed = run_load(
+                    server.address, path, callers=what.callers[0], measure_s=what.measure_s, client=plan.client
+                ).speed
                 saturated.append(closed)
                 for factor in FACTORS:
                     load = run_open_loop(
@@ -76,6 +80,7 @@ def run(plan: Plan, report: Report) -> None:
                         measure_s=what.measure_s,
                         deadline_s=plan.deadline_s,
                         seed=what.seed + run_number,
+                        client=plan.client,
                     )
                     loads[factor].append(load)
             # Still there, and still right?
@@ -107,7 +112,7 @@ def _add(
         "k": what.k,
         "index": what.index,
         "shards": what.shards,
-        "client": "stub",
+        "client": plan.client,
     }
     callers = what.callers[0]
     report.add(Measurement(what="saturation, closed loop", callers=callers, **shared, **timed(summarise(saturated))))

@@ -5,7 +5,8 @@ What a call costs beside the search itself, in the client, in gRPC and in the se
 them. An idle client adds no delay: a search that meets no other goes at once, as a Search of its own. Those that come
 while it is under way wait for it and then go together, so that a batch is as large as the load makes it. How long they
 wait for a call that does not come back is bounded, and doubles with each call under way, so that a server that has more
-to do than it can is not sent ever more. Each caller's timeout is its own, whatever the others have.
+to do than it can is not sent ever more. Each caller's timeout is its own, whatever the others have; those that go
+together were given about the same, between a time and twice that.
 
 Only what costs the server the same goes together: searches that differ in nothing but their vector. Each has its own
 answer or error: one that fails in company is asked again alone, and is told what a search of its own is told.
@@ -18,45 +19,17 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any
 
+from likewise.client.batching_policy import MIN_TIMEOUT_S, Key, key_of, latest, next_together, patience_s, shortest_s
 from likewise.client.channel import ChannelConfig
 from likewise.client.errors import AnswerTooLarge, DeadlineExceeded, InvalidArgument, LikewiseError
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.vector_search import VectorSearch, together
 
-MAX_TOGETHER: Final = 256
-"""Searches of one call; the server would not search more at a time."""
-
-MIN_TIMEOUT_S: Final = 1.0
-"""Searches with less time than that do not wait for others."""
-
-PATIENCE: Final = 2.0
-"""How much longer than the last call took a search waits for the one under way, between the bounds below; twice as long
-for each further one."""
-MIN_PATIENCE_S: Final = 0.005
-MAX_PATIENCE_S: Final = 0.05
-_MOST_DOUBLINGS: Final = 10
-
-MARGIN: Final = 1.25
-"""How much of the time of the last call a search must have left to be sent, while there are others that have."""
-
-_Key = tuple[tuple[bytes, int, int], float]
 _Outcome = Hits | Exception | None
 """What became of a search in company; None: it is to be asked again alone."""
-
-
-class _Entry(Protocol):
-    """A search with the time at which its caller's is over, by the monotonic clock."""
-
-    @property
-    def search(self) -> VectorSearch: ...
-    @property
-    def deadline(self) -> float: ...
-
-
-_E = TypeVar("_E", bound=_Entry)
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +95,7 @@ class AsyncSearchBatcher:
     ) -> None:
         self._call = call
         self._config = config
-        self._lanes: dict[_Key, _Lane] = {}
+        self._lanes: dict[Key, _Lane] = {}
 
     async def search(self, search: VectorSearch, timeout: float | None) -> Hits:
         """The answer to one search, alone or in company; raises what a call of its own raises."""
@@ -132,7 +105,7 @@ class AsyncSearchBatcher:
             return alone
         loop = asyncio.get_running_loop()
         entry = _Waiting(search, time.monotonic() + timeout_s, loop.create_future())
-        key = search.kind, timeout_s
+        key = key_of(search, timeout_s)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane()
@@ -161,12 +134,12 @@ class AsyncSearchBatcher:
         """Kinds of searches that are under way or wait."""
         return len(self._lanes)
 
-    def _wait(self, key: _Key, lane: _Lane) -> None:
+    def _wait(self, key: Key, lane: _Lane) -> None:
         """Start what waits when the calls under way have taken too long."""
-        patient_s = patience_s(lane.took_s, lane.under_way)
+        patient_s = patience_s(lane.took_s, lane.under_way, shortest_s(key))
         lane.due = asyncio.get_running_loop().call_later(patient_s, self._start, key, lane)
 
-    def _start(self, key: _Key, lane: _Lane) -> None:
+    def _start(self, key: Key, lane: _Lane) -> None:
         """Send off what waits, as much as goes together; forget the lane if there is nothing left of it."""
         lane.due = None
         started = time.monotonic()
@@ -187,7 +160,7 @@ class AsyncSearchBatcher:
 
     async def _go(self, call: Call[Any], members: Sequence[_Waiting]) -> None:
         try:
-            answer = await self._call(call, _left_s(members[-1].deadline))
+            answer = await self._call(call, _left_s(latest(members).deadline))
         except asyncio.CancelledError:
             raise  # by the last of its callers, or with the event loop
         except Exception as error:
@@ -198,7 +171,7 @@ class AsyncSearchBatcher:
             if not member.future.done():
                 member.future.set_result(outcome)
 
-    def _ended(self, key: _Key, lane: _Lane, members: Sequence[_Waiting], took_s: float) -> None:
+    def _ended(self, key: Key, lane: _Lane, members: Sequence[_Waiting], took_s: float) -> None:
         for member in members:
             if not member.future.done():
                 member.future.cancel()
@@ -244,7 +217,7 @@ class SearchBatcher:
     def __init__(self, call: Callable[[Call[Any], float | None], Any], config: ChannelConfig) -> None:
         self._call = call
         self._config = config
-        self._benches: dict[_Key, _Bench] = {}
+        self._benches: dict[Key, _Bench] = {}
         self._lock = threading.Lock()
 
     def search(self, search: VectorSearch, timeout: float | None) -> Hits:
@@ -253,14 +226,14 @@ class SearchBatcher:
         if timeout_s < MIN_TIMEOUT_S:
             alone: Hits = self._call(search.call(), timeout)
             return alone
-        key, seat = (search.kind, timeout_s), _Seat(search, time.monotonic() + timeout_s)
+        key, seat = key_of(search, timeout_s), _Seat(search, time.monotonic() + timeout_s)
         with self._lock:
             bench = self._benches.setdefault(key, _Bench())
             bench.waiting.append(seat)
             if not bench.under_way:
                 self._appoint(bench)
         try:
-            patient_s = patience_s(bench.took_s, bench.under_way)
+            patient_s = patience_s(bench.took_s, bench.under_way, shortest_s(key))
             if patient_s < timeout_s and not seat.woken.wait(patient_s):
                 with self._lock:
                     if seat in bench.waiting:
@@ -294,26 +267,26 @@ class SearchBatcher:
     def _appoint(self, bench: _Bench) -> None:
         """Have one of those that wait make the next call; to be called with the lock."""
         members, bench.waiting = next_together(bench.waiting, bench.took_s, time.monotonic())
-        # The one with the most time left: it may wait as long as any of them.
-        members[-1].members = members
+        leader = latest(members)  # it may wait as long as any of them
+        leader.members = members
         bench.under_way += 1
-        members[-1].woken.set()
+        leader.woken.set()
 
-    def _lead(self, key: _Key, bench: _Bench, members: Sequence[_Seat]) -> None:
+    def _lead(self, key: Key, bench: _Bench, members: Sequence[_Seat]) -> None:
         started = time.monotonic()
         outcomes: Sequence[_Outcome] = [None] * len(members)
         try:
             call = _call_of([member.search for member in members])
             for member in members:
                 member.request_id = call.request_id
-            outcomes = _answered(self._call(call, _left_s(members[-1].deadline)))
+            outcomes = _answered(self._call(call, _left_s(latest(members).deadline)))
         except Exception as error:
             outcomes = _failed(error, len(members))
         finally:
             bench.took_s = time.monotonic() - started
             self._give_out(key, bench, members, outcomes)
 
-    def _give_out(self, key: _Key, bench: _Bench, members: Sequence[_Seat], outcomes: Sequence[_Outcome]) -> None:
+    def _give_out(self, key: Key, bench: _Bench, members: Sequence[_Seat], outcomes: Sequence[_Outcome]) -> None:
         """Hand out the outcomes, and the lead to the next that waits."""
         for member, outcome in zip(members, outcomes, strict=True):
             member.outcome = outcome
@@ -334,22 +307,6 @@ def _seconds(config: ChannelConfig, timeout: float | None) -> float:
 def _left_s(deadline: float) -> float:
     """What a call is given; never nothing, so that gRPC and not an argument check says that the time is over."""
     return max(deadline - time.monotonic(), 0.001)
-
-
-def patience_s(took_s: float, under_way: int) -> float:
-    """How long a search waits for the calls under way, at least one."""
-    doubled: float = 2.0 ** min(under_way - 1, _MOST_DOUBLINGS)
-    return min(max(PATIENCE * took_s, MIN_PATIENCE_S), MAX_PATIENCE_S) * doubled
-
-
-def next_together(waiting: Sequence[_E], took_s: float, now: float) -> tuple[list[_E], list[_E]]:
-    """Those that go together next, and those that go on waiting; in the order in which they came.
-
-    Left out of both is who would be late even if it went now, as long as there are others: its time runs out by itself.
-    """
-    fit = [entry for entry in waiting if entry.deadline - now > MARGIN * took_s] or list(waiting)
-    most = max(1, min(MAX_TOGETHER, fit[0].search.most)) if fit else 0
-    return fit[:most], fit[most:]
 
 
 def _too_late(request_id: str) -> DeadlineExceeded:

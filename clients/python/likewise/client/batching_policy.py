@@ -1,0 +1,78 @@
+"""When searches that may travel together do, and with whom. Pure functions of times and counts."""
+
+import math
+from collections.abc import Sequence
+from typing import Final, Protocol, TypeVar
+
+from likewise.client.vector_search import VectorSearch
+
+MIN_TIMEOUT_S: Final = 0.05
+"""Searches with less time than that do not wait for others."""
+
+MAX_TOGETHER: Final = 256
+"""Searches of one call; the server would not search more at a time."""
+
+PATIENCE: Final = 2.0
+"""How much longer than the last call took a search waits for the one under way, between the bounds below; twice as long
+for each further one."""
+MIN_PATIENCE_S: Final = 0.005
+MAX_PATIENCE_S: Final = 0.05
+PATIENT_SHARE: Final = 0.1
+"""Of the time a search has: it waits no longer than that for a call under way."""
+_MOST_DOUBLINGS: Final = 10
+
+MARGIN: Final = 1.25
+"""How much of the time of the last call a search must have left to be sent, while there are others that have."""
+
+Key = tuple[tuple[bytes, int, int], int]
+"""What a search asks for, and the octave of the time that it has, as `math.frexp` numbers them."""
+
+_NO_LIMIT: Final = 1 << 16
+
+
+class Entry(Protocol):
+    """A search with the time at which its caller's is over, by the monotonic clock."""
+
+    @property
+    def search(self) -> VectorSearch:
+        """It."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """Seconds."""
+        ...
+
+
+E = TypeVar("E", bound=Entry)
+
+
+def key_of(search: VectorSearch, timeout_s: float) -> Key:
+    """What searches that may go together have in common."""
+    return search.kind, math.frexp(timeout_s)[1] if timeout_s < math.inf else _NO_LIMIT
+
+
+def patience_s(took_s: float, under_way: int, timeout_s: float) -> float:
+    """How long a search that has `timeout_s` waits for the calls under way, at least one."""
+    doubled: float = 2.0 ** min(under_way - 1, _MOST_DOUBLINGS)
+    return min(max(PATIENCE * took_s, MIN_PATIENCE_S), MAX_PATIENCE_S, PATIENT_SHARE * timeout_s) * doubled
+
+
+def shortest_s(key: Key) -> float:
+    """The shortest timeout of an octave."""
+    return math.ldexp(0.5, key[1]) if key[1] < _NO_LIMIT else math.inf
+
+
+def latest(members: Sequence[E]) -> E:
+    """The one with the most time left."""
+    return max(members, key=lambda member: member.deadline)
+
+
+def next_together(waiting: Sequence[E], took_s: float, now: float) -> tuple[list[E], list[E]]:
+    """Those that go together next, and those that go on waiting; in the order in which they came.
+
+    Left out of both is who would be late even if it went now, as long as there are others: its time runs out by itself.
+    """
+    fit = [entry for entry in waiting if entry.deadline - now > MARGIN * took_s] or list(waiting)
+    most = max(1, min(MAX_TOGETHER, fit[0].search.most)) if fit else 0
+    return fit[:most], fit[most:]
