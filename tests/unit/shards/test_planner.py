@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,8 +58,10 @@ def test_a_plan_can_be_carried_out_and_is_named_for_what_it_does(case: tuple[Dem
     assert choice.nprobe <= index.nlist
 
 
-def demand(allowed: int, *, live: int = 1_000_000, k: int = 10, exact: bool | None = None) -> Demand:
-    return Demand(k=k, live=live, allowed=allowed, sealed_allowed=allowed, filtered=allowed != live, exact=exact)
+def demand(
+    allowed: int, *, live: int = 1_000_000, k: int = 10, exact: bool | None = None, ef: int | None = None
+) -> Demand:
+    return Demand(k=k, live=live, allowed=allowed, sealed_allowed=allowed, filtered=allowed != live, exact=exact, ef=ef)
 
 
 def test_without_an_index_everything_is_exact() -> None:
@@ -104,6 +107,18 @@ def test_a_chosen_candidate_list_is_obeyed_and_an_unchosen_one_follows_k() -> No
     assert choose(chosen, HNSW).ef == 20
     assert choose(demand(1_000_000), IndexTraits("hnsw", 1_000_000, ef=33)).ef == 33
     assert [choose(demand(1_000_000, k=k), HNSW).ef for k in (1, 10, 100)] == [64, 120, 300]
+
+
+@pytest.mark.parametrize("ef", [1, 10, 64, 200])
+def test_a_chosen_candidate_list_is_of_those_that_a_filter_lets_through(ef: int) -> None:
+    half = choose(demand(500_000, ef=ef), HNSW)
+    without = choose(demand(1_000_000, ef=ef), HNSW)
+
+    assert half.kind == pb.PLAN_KIND_ANN_FILTERED
+    assert half.ef == max(2 * ef, half.depth)
+    assert without.ef == max(ef, without.depth)
+    by_gallery = choose(demand(500_000), IndexTraits("hnsw", rows=HNSW.rows, ef=ef))
+    assert by_gallery == half
 
 
 def test_compressed_vectors_bring_more_candidates() -> None:

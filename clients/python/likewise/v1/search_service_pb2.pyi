@@ -395,7 +395,9 @@ class SearchParams(_message.Message):
     does. Not together with exact, ef, nprobe or over_fetch. Default: the gallery's, see IndexSpec.
     """
     ef: _builtins.int
-    """HNSW candidate list, 1 to 65,536."""
+    """HNSW candidate list, 1 to 65,536; with a filter longer by what it is expected to pass over, as if ef of the candidates
+    were to be let through.
+    """
     nprobe: _builtins.int
     """IVF lists visited, 1 to 65,536."""
     over_fetch: _builtins.float
