@@ -33,8 +33,8 @@ ROWS_PER_EF: Final = 40
 whose block is kept between searches, 2.7 us a candidate. One query alone compares 10 rows in that time."""
 
 EF_PER_DEPTH: Final = 3
-"""HNSW's list under a filter as a multiple of the depth wanted from it, where nobody chose one. Recall of the whole depth, 50,000 x 512 in 1,000 clusters:
-0.81 at 1, 0.90 at 2, 0.98 at 4."""
+"""HNSW's list under a filter as a multiple of the depth wanted from it, where nobody chose one. Recall of the whole
+depth, 50,000 x 512 in 1,000 clusters: 0.81 at 1, 0.90 at 2, 0.98 at 4."""
 
 SLACK: Final = 1.3
 """Depth beyond the expected number of rows to pass over."""
