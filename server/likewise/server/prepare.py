@@ -35,6 +35,9 @@ T = TypeVar("T")
 _OFF_LOOP_BYTES: Final = 1 << 18
 """Image size from which its digest leaves the event loop: SHA-256 takes about a millisecond for it."""
 
+_OFF_LOOP_NUMBERS: Final = 1 << 18
+"""Numbers of a matrix from which bringing its rows to unit length does."""
+
 
 class Asked(NamedTuple):
     """A search that is checked and has no query vector yet.
@@ -84,7 +87,7 @@ class Preparer:
     Args:
         models: Where galleries' encoders come from.
         galleries: What can be searched.
-        executor: Runs the hashing of large images.
+        executor: Runs the hashing of large images and the arithmetic of large matrices.
         recent: Where some of the queries are kept, to try the next version of a model on; None to keep none.
         tokens: What is known of galleries' versions.
     """
@@ -168,7 +171,7 @@ class Preparer:
             raise InvalidRequest(
                 f"vectors: at most {most} rows of {form.k:,} hits each in a call, got {len(rows):,}", field="vectors"
             )
-        units, good = validate.unit_rows(rows)
+        units, good = await self._run(rows.size > _OFF_LOOP_NUMBERS, lambda: validate.unit_rows(rows))
         wrong = () if good.all() else np.flatnonzero(~good).tolist()
         errors = [(row, validate.no_direction(rows[row], f"vectors[{row}]")) for row in wrong]
         version = await self._tokens.least(search.at_least, handle) if search.HasField("at_least") else 0

@@ -212,9 +212,26 @@ def test_who_would_be_late_is_not_sent_unless_all_would() -> None:
     entries = [Entry(search(number), deadline) for number, deadline in enumerate((10.5, 11.0, 12.0, 13.0))]
 
     assert next_together(entries, 0.0, 10.0) == (entries, [])
-    assert next_together(entries, 1.0, 10.0) == (entries[2:], [])  # with a margin
+    assert next_together(entries, 1.0, 10.0) == ([entries[3], entries[2]], [])  # with a margin
     assert next_together(entries, 9.0, 10.0) == (entries, [])
     assert next_together([], 1.0, 10.0) == ([], [])
+
+
+def test_where_not_all_can_go_those_go_first_whom_a_slower_call_would_not_make_late() -> None:
+    class Entry(NamedTuple):
+        search: VectorSearch
+        deadline: float
+
+    # Two of them fit into one call.
+    risky, safe, safer, last = (
+        Entry(search(number, k=2000, vectors=True), deadline)
+        for number, deadline in enumerate((11.5, 12.5, 15.0, 15.0))
+    )
+
+    assert next_together([risky, safe], 1.0, 10.0) == ([safe, risky], [])
+    assert next_together([risky, safe, safer, last], 1.0, 10.0) == ([safe, safer], [risky, last])
+    assert next_together([safe, safer, last], 1.0, 10.0) == ([safe, safer], [last])
+    assert next_together([risky, risky, safe], 1.0, 10.0) == ([safe, risky], [risky])
 
 
 def test_patience_grows_with_the_last_call_and_doubles_with_each_under_way() -> None:

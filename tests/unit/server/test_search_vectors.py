@@ -10,6 +10,7 @@ from tests.unit.server.fakes import details
 from tests.unit.server.stubs import Stubs, by_vector, equals, ids, shop, upsert, vectors
 
 from likewise import wire
+from likewise.server import prepare
 from likewise.v1 import common_pb2
 from likewise.v1 import search_service_pb2 as pb
 
@@ -89,6 +90,19 @@ async def test_numbers_of_half_the_size_and_any_length_are_taken_as_in_a_search(
 
     ids_, scores = _columns(reply.answer.hits)
     assert [[ids_[row], scores[row]] for row in _rows(reply)] == [_columns(one.hits) for one in alone]
+
+
+async def test_a_large_matrix_leaves_the_event_loop_and_is_answered_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = MATRIX.copy()
+    matrix[1] = 0
+    async with shop() as stubs:
+        small = await stubs.search.SearchVectors(_request(matrix, k=2))
+        monkeypatch.setattr(prepare, "_OFF_LOOP_NUMBERS", 0)
+        large = await stubs.search.SearchVectors(_request(matrix, k=2))
+
+    assert large.answer.hits == small.answer.hits
+    assert large.offsets == small.offsets
+    assert list(large.errors) == list(small.errors)
 
 
 async def test_rows_without_direction_have_errors_of_their_own() -> None:

@@ -24,6 +24,9 @@ _MOST_DOUBLINGS: Final = 10
 MARGIN: Final = 1.25
 """How much of the time of the last call a search must have left to be sent, while there are others that have."""
 
+SAFE: Final = 2.0
+"""The same for a search that goes before others, where not all can go."""
+
 Key = tuple[tuple[bytes, int, int], int]
 """What a search asks for, and the octave of the time that it has, as `math.frexp` numbers them."""
 
@@ -69,10 +72,22 @@ def latest(members: Sequence[E]) -> E:
 
 
 def next_together(waiting: Sequence[E], took_s: float, now: float) -> tuple[list[E], list[E]]:
-    """Those that go together next, and those that go on waiting; in the order in which they came.
+    """Those that go together next, and those that go on waiting; each about in the order in which they came.
 
     Left out of both is who would be late even if it went now, as long as there are others: its time runs out by itself.
+    Where more wait than go, whose time is nearly over goes last: a call that took a little longer would be late for all
+    of these, and nobody be served. No more is looked at than that takes, as thousands may wait.
     """
-    fit = [entry for entry in waiting if entry.deadline - now > MARGIN * took_s] or list(waiting)
-    most = max(1, min(MAX_TOGETHER, fit[0].search.most)) if fit else 0
+    most = max(1, min(MAX_TOGETHER, waiting[0].search.most)) if waiting else 0
+    safe: list[E] = []
+    risky: list[E] = []
+    for i, entry in enumerate(waiting, start=1):
+        left_s = entry.deadline - now
+        if left_s > SAFE * took_s:
+            safe.append(entry)
+            if len(safe) == most:
+                return safe, risky + list(waiting[i:])
+        elif left_s > MARGIN * took_s:
+            risky.append(entry)
+    fit = safe + risky or list(waiting)
     return fit[:most], fit[most:]

@@ -143,9 +143,11 @@ class AsyncSearchBatcher:
         """Send off what waits, as much as goes together; forget the lane if there is nothing left of it."""
         lane.due = None
         started = time.monotonic()
-        # A caller that was cancelled, or whose time was over, took its future along.
-        waiting = [entry for entry in lane.waiting if not entry.future.done()]
-        members, lane.waiting = next_together(waiting, lane.took_s, started)
+        members: Sequence[_Waiting] = ()
+        while lane.waiting and not members:
+            chosen, lane.waiting = next_together(lane.waiting, lane.took_s, started)
+            # A caller that was cancelled, or whose time was over, took its future along.
+            members = [entry for entry in chosen if not entry.future.done()]
         if members:
             lane.under_way += 1
             call = _call_of([entry.search for entry in members])

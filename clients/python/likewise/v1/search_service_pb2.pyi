@@ -1010,8 +1010,11 @@ class RowError(_message.Message):
     ROW_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     row: _builtins.int
+    """Of SearchVectorsRequest.vectors, from 0."""
     @_builtins.property
-    def error(self) -> _status_pb2.Status: ...
+    def error(self) -> _status_pb2.Status:
+        """With ErrorInfo and BadRequest, as of a Search; its field is "vectors[row]"."""
+
     def __init__(
         self,
         *,
