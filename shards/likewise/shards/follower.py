@@ -7,7 +7,7 @@ preparing a change run in one executor, building an index in another, and neithe
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ _P = ParamSpec("_P")
 
 BEHIND_POLL_S: Final = (0.02, 1.0)
 """First and longest wait between looks at the store while a version asked for has not come, in seconds."""
+
+TIDY_AFTER_S: Final = 5.0  # after a load, so that it takes nothing from a server that starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,7 @@ class Follower:
             raise
         self.message = ""
         self.partition = partition
-        self._spawn(self._tidy([space.index for space in partition.snapshot.spaces.values()]))
+        asyncio.get_running_loop().call_later(TIDY_AFTER_S, lambda: self._closed or self._spawn(self._tidy()))
         self._on_rows(partition.snapshot)
         log.info(
             "shard %d of %s serves version %d: %d rows, %d from a kept index, loaded in %.1f s",
@@ -295,7 +297,7 @@ class Follower:
             if placed is not None:
                 self.message, self._failed_at = "", None
                 if not self._due():
-                    await self._tidy(placed.indexes.values())
+                    await self._tidy()
         except index.BuildStopped:
             log.debug("a build of shard %d of %s was stopped", self._number, spec.name)
         except Exception as error:
@@ -311,10 +313,10 @@ class Follower:
             if self._keeping is None:
                 self._keeping = self._spawn(self._keep_newest())
 
-    async def _tidy(self, indexes: Iterable[index.SealedIndex | None]) -> None:
+    async def _tidy(self) -> None:
         """What no search waits for when an index has come: where it lies in memory, and what is left of making it."""
         loop, stop = asyncio.get_running_loop(), lambda: self._closed
-        for one in filter(None, indexes):
+        for one in [space.index for space in self.partition.snapshot.spaces.values()] if self.partition else ():
             await loop.run_in_executor(self._builder, index.use_large_pages, one, stop)
         await loop.run_in_executor(self._builder, memory.give_back)
 

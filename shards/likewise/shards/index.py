@@ -267,9 +267,9 @@ def retuned(index: SealedIndex, spec: IndexSpec) -> SealedIndex:
     return replace(index, nprobe=spec.nprobe or 0, ef=spec.ef or 0)
 
 
-def use_large_pages(index: SealedIndex, stop: Callable[[], bool] = lambda: False) -> None:
+def use_large_pages(index: SealedIndex | None, stop: Callable[[], bool] = lambda: False) -> None:
     """Have what HNSW reads at random, rows and links, in large pages, see `memory`; searches go on meanwhile."""
-    core = _core(index.faiss_index)
+    core = None if index is None else _core(index.faiss_index)
     if not isinstance(core, faiss.IndexHNSW):
         return
     storage = faiss.downcast_index(core.storage)
