@@ -5,7 +5,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from grpc import StatusCode
@@ -14,12 +14,11 @@ from tests.unit.client.fake_failures import Failure
 from tests.unit.client.fake_server import FakeServer
 
 from likewise.client import AsyncClient, DeadlineExceeded, InvalidArgument, Unavailable, search_batching
-from likewise.client.batching_policy import MAX_TOGETHER, next_together, patience_s
 from likewise.client.errors import AnswerTooLarge
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.search_batching import AsyncSearchBatcher
-from likewise.client.vector_search import VectorSearch, vector_search
+from likewise.client.vector_search import MAX_ROWS, vector_search
 from likewise.wire import decode_vectors
 
 
@@ -204,48 +203,6 @@ def test_a_caller_whose_time_is_over_is_told_so_whatever_the_others_have(monkeyp
     asyncio.run(run())
 
 
-def test_who_would_be_late_is_not_sent_unless_all_would() -> None:
-    class Entry(NamedTuple):
-        search: VectorSearch
-        deadline: float
-
-    entries = [Entry(search(number), deadline) for number, deadline in enumerate((10.5, 11.0, 12.0, 13.0))]
-
-    assert next_together(entries, 0.0, 10.0) == (entries, [])
-    assert next_together(entries, 1.0, 10.0) == ([entries[3], entries[2]], [])  # with a margin
-    assert next_together(entries, 9.0, 10.0) == (entries, [])
-    assert next_together([], 1.0, 10.0) == ([], [])
-
-
-def test_where_not_all_can_go_those_go_first_whom_a_slower_call_would_not_make_late() -> None:
-    class Entry(NamedTuple):
-        search: VectorSearch
-        deadline: float
-
-    # Two of them fit into one call.
-    risky, safe, safer, last = (
-        Entry(search(number, k=2000, vectors=True), deadline)
-        for number, deadline in enumerate((11.5, 12.5, 15.0, 15.0))
-    )
-
-    assert next_together([risky, safe], 1.0, 10.0) == ([safe, risky], [])
-    assert next_together([risky, safe, safer, last], 1.0, 10.0) == ([safe, safer], [risky, last])
-    assert next_together([safe, safer, last], 1.0, 10.0) == ([safe, safer], [last])
-    assert next_together([risky, risky, safe], 1.0, 10.0) == ([safe, risky], [risky])
-
-
-def test_patience_grows_with_the_last_call_and_doubles_with_each_under_way() -> None:
-    assert [patience_s(took, 1, 60) for took in (0.0, 0.01, 9.0)] == [0.005, 0.02, 0.05]
-    assert [patience_s(0.01, under_way, 60) for under_way in (1, 2, 3)] == [0.02, 0.04, 0.08]
-    assert patience_s(0.01, 1_000_000, math.inf) < 60
-
-
-def test_who_has_little_time_waits_for_a_tenth_of_it() -> None:
-    waits = [patience_s(9.0, 1, timeout_s) for timeout_s in (0.05, 0.2, 0.5, 2.0)]
-
-    assert waits == pytest.approx([0.005, 0.02, 0.05, 0.05])
-
-
 def test_searches_with_about_the_same_time_go_together_and_have_the_longest_of_it() -> None:
     async def run() -> None:
         server = Async()
@@ -278,11 +235,11 @@ def test_no_more_go_together_than_an_answer_may_bring() -> None:
     async def run() -> None:
         server = Async()
 
-        await asyncio.gather(*(server.ask(number) for number in range(MAX_TOGETHER + 1)))
+        await asyncio.gather(*(server.ask(number) for number in range(MAX_ROWS + 1)))
         await asyncio.gather(*(server.ask(number, k=2000, vectors=True) for number in range(5)))
         await asyncio.gather(*(server.ask(number, k=10_000, vectors=True) for number in range(2)))
 
-        assert list(map(len, server.calls)) == [MAX_TOGETHER, 1, 2, 2, 1, 1, 1]
+        assert list(map(len, server.calls)) == [MAX_ROWS, 1, 2, 2, 1, 1, 1]
 
     asyncio.run(run())
 

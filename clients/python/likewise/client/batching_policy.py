@@ -9,9 +9,6 @@ from likewise.client.vector_search import VectorSearch
 MIN_TIMEOUT_S: Final = 0.05
 """Searches with less time than that do not wait for others."""
 
-MAX_TOGETHER: Final = 256
-"""Searches of one call; the server would not search more at a time."""
-
 PATIENCE: Final = 2.0
 """How much longer than the last call took a search waits for the one under way, between the bounds below; twice as long
 for each further one."""
@@ -78,7 +75,7 @@ def next_together(waiting: Sequence[E], took_s: float, now: float) -> tuple[list
     Where more wait than go, whose time is nearly over goes last: a call that took a little longer would be late for all
     of these, and nobody be served. No more is looked at than that takes, as thousands may wait.
     """
-    most = max(1, min(MAX_TOGETHER, waiting[0].search.most)) if waiting else 0
+    most = waiting[0].search.most if waiting else 0
     safe: list[E] = []
     risky: list[E] = []
     for i, entry in enumerate(waiting, start=1):

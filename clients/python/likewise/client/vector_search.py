@@ -24,7 +24,7 @@ _OF_VECTOR_SEARCH: Final = frozenset(Query.__annotations__) - {
     *("image", "text", "id", "condition", "mode", "conditions", "explanation", "request_id")
 }
 _FORMS_KEPT: Final = 64
-_MAX_ROWS: Final = 256  # of a SearchVectors, as search_service.proto has it
+MAX_ROWS: Final = 256  # of a SearchVectors, as search_service.proto has it
 _MAX_HITS: Final = 65_536  # of more than one row
 _MAX_HITS_WITH_MORE: Final = 4_096  # an answer with vectors of 4,096 dimensions is then 64 MiB
 _MATRIX_BYTES: Final = 4 << 20  # of rows a message: enough to amortise a call, little enough to flow
@@ -149,5 +149,5 @@ def _vector_form(memory: GalleryMemory, query: Query) -> VectorForm:
     request = search_form(memory, query)
     wanted = max(1, request.k if request.HasField("k") else DEFAULT_K)
     limit = _MAX_HITS_WITH_MORE if request.mask.vectors or request.mask.attributes else _MAX_HITS
-    most = max(1, min(_MAX_ROWS, limit // wanted))
+    most = max(1, min(MAX_ROWS, limit // wanted))
     return VectorForm(request, request.SerializeToString(deterministic=True), most)

@@ -1,0 +1,51 @@
+"""When searches go together, and which of them go first."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+from tests.unit.client.batching_answers import search
+
+from likewise.client.batching_policy import next_together, patience_s
+from likewise.client.vector_search import VectorSearch
+
+
+class Entry(NamedTuple):
+    """A search and when its time is over."""
+
+    search: VectorSearch
+    deadline: float
+
+
+def test_who_would_be_late_is_not_sent_unless_all_would() -> None:
+    entries = [Entry(search(number), deadline) for number, deadline in enumerate((10.5, 11.0, 12.0, 13.0))]
+
+    assert next_together(entries, 0.0, 10.0) == (entries, [])
+    assert next_together(entries, 1.0, 10.0) == ([entries[3], entries[2]], [])  # with a margin
+    assert next_together(entries, 9.0, 10.0) == (entries, [])
+    assert next_together([], 1.0, 10.0) == ([], [])
+
+
+def test_where_not_all_can_go_those_go_first_whom_a_slower_call_would_not_make_late() -> None:
+    # Two of them fit into one call.
+    risky, safe, safer, last = (
+        Entry(search(number, k=2000, vectors=True), deadline)
+        for number, deadline in enumerate((11.5, 12.5, 15.0, 15.0))
+    )
+
+    assert next_together([risky, safe], 1.0, 10.0) == ([safe, risky], [])
+    assert next_together([risky, safe, safer, last], 1.0, 10.0) == ([safe, safer], [risky, last])
+    assert next_together([safe, safer, last], 1.0, 10.0) == ([safe, safer], [last])
+    assert next_together([risky, risky, safe], 1.0, 10.0) == ([safe, risky], [risky])
+
+
+def test_patience_grows_with_the_last_call_and_doubles_with_each_under_way() -> None:
+    assert [patience_s(took, 1, 60) for took in (0.0, 0.01, 9.0)] == [0.005, 0.02, 0.05]
+    assert [patience_s(0.01, under_way, 60) for under_way in (1, 2, 3)] == [0.02, 0.04, 0.08]
+    assert patience_s(0.01, 1_000_000, math.inf) < 60
+
+
+def test_who_has_little_time_waits_for_a_tenth_of_it() -> None:
+    waits = [patience_s(9.0, 1, timeout_s) for timeout_s in (0.05, 0.2, 0.5, 2.0)]
+
+    assert waits == pytest.approx([0.005, 0.02, 0.05, 0.05])
