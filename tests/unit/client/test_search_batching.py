@@ -3,23 +3,20 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from grpc import StatusCode
 from tests.unit.client.batching_answers import CONFIG, MEMORY, Answers, search
-from tests.unit.client.fake_failures import Failure
 from tests.unit.client.fake_server import FakeServer
 
-from likewise.client import AsyncClient, DeadlineExceeded, InvalidArgument, Unavailable, search_batching
+from likewise.client import DeadlineExceeded, InvalidArgument, Unavailable, search_batching
 from likewise.client.errors import AnswerTooLarge
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.search_batching import AsyncSearchBatcher
 from likewise.client.vector_search import MAX_ROWS, vector_search
-from likewise.wire import decode_vectors
 
 
 class Async(Answers):
@@ -381,45 +378,3 @@ def test_one_that_leaves_does_not_take_the_others_answers() -> None:
         assert [hits.ids for hits in found if isinstance(hits, Hits)] == [["1"], ["3"]]
 
     asyncio.run(run())
-
-
-def test_concurrent_searches_of_an_async_client_share_calls_and_keep_their_answers(server: FakeServer) -> None:
-    async def run() -> Sequence[Hits]:
-        async with AsyncClient(server.address) as client:
-            gallery = await client.create_gallery("g", dim=2)
-            await gallery.upsert(["a", "b"], vectors=[[1, 0], [0, 1]], progress=False)
-            return await asyncio.gather(
-                *(gallery.search(vector=[1, 0] if number % 3 else [0, 1], k=1) for number in range(60))
-            )
-
-    found = asyncio.run(run())
-
-    assert [hits.ids for hits in found] == [["a"] if number % 3 else ["b"] for number in range(60)]
-    assert [len(decode_vectors(call.request.vectors)) for call in server.calls("SearchVectors")] == [60]
-    assert found[0].coverage.fraction == 1.0
-
-
-def test_a_server_that_is_away_for_a_moment_is_asked_again(server: FakeServer) -> None:
-    server.fail("SearchVectors", Failure(StatusCode.UNAVAILABLE, "draining"))
-
-    async def run() -> Sequence[Hits]:
-        async with AsyncClient(server.address) as client:
-            gallery = await client.create_gallery("g", dim=2)
-            return await asyncio.gather(*(gallery.search(vector=[1, 0]) for _ in range(5)))
-
-    assert len(asyncio.run(run())) == 5
-
-
-def test_a_wrong_vector_is_refused_before_it_meets_the_others(server: FakeServer) -> None:
-    async def run() -> Sequence[Any]:
-        async with AsyncClient(server.address) as client:
-            gallery = await client.create_gallery("g", dim=2)
-            wrong: Any = ["x", "y"]
-            return await asyncio.gather(
-                gallery.search(vector=[1, 0]), gallery.search(vector=wrong), return_exceptions=True
-            )
-
-    found = asyncio.run(run())
-
-    assert isinstance(found[0], Hits)
-    assert isinstance(found[1], InvalidArgument)
