@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 
@@ -67,10 +67,10 @@ def _times(one: index.SealedIndex, queries: Any, size: int, ef: int, other: Any)
 
 
 def _copy(one: index.SealedIndex) -> Any:
-    with tempfile.TemporaryFile() as file:
+    with tempfile.NamedTemporaryFile() as file:
         index.write(one, file.write)
-        file.seek(0)
-        return index.read(cast(BinaryIO, file))
+        file.flush()
+        return index.read(Path(file.name))
 
 
 def _large_kib() -> int:

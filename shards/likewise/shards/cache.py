@@ -5,12 +5,11 @@ index or release), it is logged, removed and built anew. FAISS's own format has 
 so none reaches it before the digest of the whole file has been compared. Flat shards have no file: their vectors come
 from the store in any case, and nothing has to be built from them.
 
-Layout: magic, BLAKE2b-256 of the rest, length of the header, header (JSON), stamps (int64, little-endian, one a
-position), the index as FAISS writes it.
+Layout: the index as FAISS writes it, which comes first so that FAISS reads the file itself; stamps (int64,
+little-endian, one a position), header (JSON), length of the header, checksum of all before it, magic.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -18,10 +17,11 @@ import struct
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 
+from likewise.shards import checksum
 from likewise.shards import index as sealed_index
 from likewise.shards.index import SealedIndex
 from likewise.shards.protocols import I64
@@ -30,13 +30,12 @@ from likewise.shards.spec import GallerySpec, SpaceSpec, generation
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 SUFFIX: Final = ".sealed"
 
 _MAGIC: Final = b"LIKEWISE-SEALED\n"
-_DIGEST_BYTES: Final = 32
 _LENGTH: Final = struct.Struct("<I")
-_PIECE_BYTES: Final = 1 << 20
+_END: Final = struct.Struct(f"<{checksum.DIGEST_BYTES}s{len(_MAGIC)}s")
 _MAX_HEADER_BYTES: Final = 1 << 16
 
 
@@ -79,8 +78,7 @@ class SealedCache:
         """The index of a space; None, with the reason logged and the file gone, if there is none to trust."""
         path = self.path(space)
         try:
-            with path.open("rb") as file:
-                return self._read(file, space)
+            return self._read(path, space)
         except FileNotFoundError:
             return None
         except (_Unusable, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -101,18 +99,16 @@ class SealedCache:
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+                total = checksum.Checksum()
 
                 def put(piece: bytes) -> None:
-                    digest.update(piece)
+                    total.update(piece)
                     file.write(piece)
 
-                file.write(_MAGIC + bytes(_DIGEST_BYTES))
-                put(_LENGTH.pack(len(header)) + header.encode())
-                put(np.ascontiguousarray(stamps, dtype="<i8").tobytes())
                 sealed_index.write(index, put)
-                file.seek(len(_MAGIC))
-                file.write(digest.digest())
+                put(np.ascontiguousarray(stamps, dtype="<i8").tobytes())
+                put(header.encode() + _LENGTH.pack(len(header.encode())))
+                file.write(_END.pack(total.digest(), _MAGIC))
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path(space))
@@ -124,27 +120,30 @@ class SealedCache:
         """Remove the file of a space, if there is one."""
         self.path(space).unlink(missing_ok=True)
 
-    def _read(self, file: BinaryIO, space: SpaceSpec) -> CachedIndex:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise _Unusable("it does not begin as a sealed index does")
-        expected = file.read(_DIGEST_BYTES)
-        start = file.tell()
-        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-        if digest.digest() != expected:
-            raise _Unusable("its checksum does not hold")
-        file.seek(start)
-        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        if length > _MAX_HEADER_BYTES:
-            raise _Unusable(f"its header has {length} bytes, at most {_MAX_HEADER_BYTES} are possible")
-        header: dict[str, Any] = json.loads(file.read(length))
-        rows, trained = int(header.pop("rows")), int(header.pop("trained"))
-        recipe = Recipe(**header.get("recipe", {}))
-        if header != self._header(space, recipe):
-            raise _Unusable(f"it is of another gallery, partition, space or format: {header}")
-        stamps = np.frombuffer(file.read(8 * rows), dtype="<i8").astype(np.int64)
-        index = sealed_index.read(file)
+    def _read(self, path: Path, space: SpaceSpec) -> CachedIndex:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END) - _END.size
+            if end < _LENGTH.size:
+                raise _Unusable(f"it has {max(0, end + _END.size)} bytes, which are too few")
+            file.seek(end)
+            expected, magic = _END.unpack(file.read(_END.size))
+            if magic != _MAGIC:
+                raise _Unusable("it does not end as a sealed index does")
+            if checksum.of_file(file.fileno(), end) != expected:
+                raise _Unusable("its checksum does not hold")
+            file.seek(end - _LENGTH.size)
+            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            if length > min(_MAX_HEADER_BYTES, end - _LENGTH.size):
+                raise _Unusable(f"its header has {length} bytes, at most {_MAX_HEADER_BYTES} are possible")
+            file.seek(end - _LENGTH.size - length)
+            header: dict[str, Any] = json.loads(file.read(length))
+            rows, trained = int(header.pop("rows")), int(header.pop("trained"))
+            recipe = Recipe(**header.get("recipe", {}))
+            if header != self._header(space, recipe):
+                raise _Unusable(f"it is of another gallery, partition, space or format: {header}")
+            file.seek(end - _LENGTH.size - length - 8 * rows)
+            stamps = np.frombuffer(file.read(8 * rows), dtype="<i8").astype(np.int64)
+        index = sealed_index.read(path)
         if index.ntotal != rows or index.d != space.dim or len(stamps) != rows:
             raise _Unusable(f"it holds {index.ntotal} rows of {index.d} numbers, its header says {rows} of {space.dim}")
         return CachedIndex(sealed_index.adopt(index, recipe, self._spec.index, trained_rows=trained), stamps)

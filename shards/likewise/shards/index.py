@@ -11,7 +11,8 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Final
+from pathlib import Path
+from typing import Any, Final
 
 import faiss as _faiss
 import numpy as np
@@ -285,10 +286,9 @@ def write(index: SealedIndex, write_bytes: Callable[[bytes], object]) -> None:
     faiss.write_index(index.faiss_index, faiss.BufferedIOWriter(writer, _IO_BYTES))
 
 
-def read(file: BinaryIO) -> Any:
-    """Deserialise from the file's position; only bytes whose checksum holds may come here."""
-    reader = faiss.PyCallbackIOReader(file.read, _IO_BYTES)
-    return faiss.read_index(faiss.BufferedIOReader(reader, _IO_BYTES))
+def read(path: Path) -> Any:
+    """Deserialise what a file begins with; only bytes whose checksum holds may come here."""
+    return faiss.read_index(faiss.FileIOReader(str(path)))
 
 
 def lower_thread_priority() -> None:

@@ -112,3 +112,18 @@ def test_a_report_for_people_is_a_table_with_its_ratios() -> None:
 
     assert before == ""
     assert "QPS / echo 0.12" in " ".join(out.getvalue().split())
+
+
+def test_one_long_job_shows_its_seconds_in_the_table() -> None:
+    out = io.StringIO()
+    report = Report(as_json=False, out=out)
+
+    report.add(
+        Measurement(
+            benchmark="restart", target="likewise", mode="embedded", what="restart", dataset="clustered", n=10, dim=4,
+            k=10, seconds=3.456, spread=0.1,
+        )
+    )  # fmt: skip
+    report.close()
+
+    assert "3.46 s ± 5 %" in out.getvalue()

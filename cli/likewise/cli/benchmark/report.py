@@ -145,7 +145,7 @@ def table(measurements: Sequence[Measurement]) -> Table:
     """Measurements as a table for people, one row each."""
     made = Table(show_header=True, header_style="bold", pad_edge=False, show_lines=True)
     made.add_column("what", overflow="fold", min_width=22)
-    for name in ("callers", "per second", "p50 / p95 / p99 ms", "recall"):
+    for name in ("callers", "per second, or s", "p50 / p95 / p99 ms", "recall"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("against the limits", overflow="fold", min_width=20)
     for row in measurements:
@@ -154,7 +154,7 @@ def table(measurements: Sequence[Measurement]) -> Table:
         made.add_row(
             f"[bold]{row.target}[/bold] {row.mode}: {row.what}{filtered}",
             str(row.callers),
-            _number(row.qps, "{:,.0f}") + spread,
+            (_number(row.qps, "{:,.0f}") or _number(row.seconds, "{:.2f} s")) + spread,
             " / ".join(_number(value, "{:.2f}") for value in (row.p50_ms, row.p95_ms, row.p99_ms) if value is not None),
             _number(row.recall_at_k, "{:.3f}"),
             "\n".join(f"{name} {value:.2f}" for name, value in (row.ratios or {}).items()),
