@@ -71,7 +71,7 @@ def lines(
     for share in SHARES:
         mask = None if share is None else dataset.share < share
         truth, _ = exact_topk(dataset.base, dataset.queries, K, allowed=mask)
-        positions = made.search(dataset.queries, K, ef=128, nprobe=made.traits.nprobe, mask=mask)
+        positions = made.search(dataset.queries, K, ef=128, nprobe=made.traits.nprobe, mask=mask).positions
         recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(positions.tolist(), truth.tolist(), strict=True)])
         for batch in BATCHES:
             queries = np.resize(dataset.queries, (batch, dim))

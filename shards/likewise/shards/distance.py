@@ -134,6 +134,15 @@ def scan(
     return pool.best()
 
 
+def margin(dim: int) -> np.float32:
+    """How far apart two float32 scores of unit vectors have to be for their exact ones to be in the same order.
+
+    Two float32 sums of d products of unit vectors differ by at most 2 * d * 2**-24 (Higham, Accuracy and Stability of
+    Numerical Algorithms, 3.5); a candidate and the k-th best may each be off by half of that. This is twice as much.
+    """
+    return np.float32(dim * 2.0**-22)
+
+
 def rank(queries: F32, owners: I64, slots: I64, k: int, *, ids: Sequence[str], gather: Gather) -> Ranked:
     """The k best of given candidates by their exact scores.
 
@@ -297,9 +306,7 @@ class _Pool:
 
     def __init__(self, queries: F32, k: int, *, ids: Sequence[str], gather: Gather) -> None:
         self._queries, self._k, self._ids, self._gather = queries, k, ids, gather
-        # Two float32 sums of d products of unit vectors differ by at most 2 * d * 2**-24 (Higham, Accuracy and
-        # Stability of Numerical Algorithms, 3.5); a candidate and the k-th best may each be off by half of that.
-        self._margin = np.float32(queries.shape[1] * 2.0**-22)
+        self._margin = margin(queries.shape[1])
         self._floors = np.full(len(queries), -np.inf, dtype=np.float32)
         self._limit = max(4 * len(queries) * k, 1 << 12)
         self._owners: list[I64] = []

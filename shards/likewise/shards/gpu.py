@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from likewise.shards.index import BuildStopped, SealedIndex, faiss
+from likewise.shards.index import BuildStopped, Found, SealedIndex, faiss
 from likewise.shards.planner import IndexTraits
 from likewise.shards.protocols import F32, I64
 from likewise.shards.recipe import GPU_KINDS, Recipe, default_nlist, default_nprobe, training_positions
@@ -165,13 +165,14 @@ class GpuIndex(SealedIndex):
             filters=True,
         )
 
-    def search(self, queries: F32, depth: int, *, ef: int, nprobe: int, mask: Mask | None = None) -> I64:
+    def search(self, queries: F32, depth: int, *, ef: int, nprobe: int, mask: Mask | None = None) -> Found:
         """See `SealedIndex.search`; only rows in `mask` are found."""
         held, factory = self.faiss_index, self.recipe.factory
         assert self.device is not None
-        return self.device.run(
+        scores, positions = self.device.run(
             lambda _: _search(held.index, factory, queries, min(depth, MAX_DEPTH), ef=ef, nprobe=nprobe, mask=mask)
-        )[1]
+        )
+        return Found(positions, scores)
 
     def __del__(self) -> None:
         """Free the device's memory where it may be touched."""

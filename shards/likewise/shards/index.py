@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import faiss as _faiss
 import numpy as np
@@ -41,6 +41,18 @@ _THREADS: Final = int(faiss.omp_get_max_threads())
 
 class BuildStopped(Exception):
     """The build was asked to stop."""
+
+
+class Found(NamedTuple):
+    """What an index found for n queries.
+
+    Attributes:
+        positions: (n, depth) of rows, best first, -1 in empty places.
+        scores: (n, depth) float32 inner products with the rows as the index holds them.
+    """
+
+    positions: I64
+    scores: F32
 
 
 @dataclass(frozen=True)  # no slots: `traits` is kept beside the fields
@@ -100,8 +112,8 @@ class SealedIndex:
 
     def search(
         self, queries: F32, depth: int, *, ef: int, nprobe: int, mask: npt.NDArray[np.bool_] | None = None
-    ) -> I64:
-        """(n, depth) positions of the nearest rows as the index sees them, best first, -1 in empty places.
+    ) -> Found:
+        """The nearest rows as the index sees them.
 
         Args:
             queries: (n, d).
@@ -115,10 +127,10 @@ class SealedIndex:
         # For the calling thread alone. FAISS waits for the last of its threads, which small batches do not pay for.
         faiss.omp_set_num_threads(max(1, min(threads, len(queries) // QUERIES_PER_THREAD)))
         try:
-            _, positions = self.faiss_index.search(np.ascontiguousarray(queries), depth, params=parameters)
+            scores, positions = self.faiss_index.search(np.ascontiguousarray(queries), depth, params=parameters)
         finally:
             faiss.omp_set_num_threads(threads)
-        return np.asarray(positions)
+        return Found(np.asarray(positions), np.asarray(scores))
 
 
 def nearest(vectors: F32, query: F32, depth: int, *, mask: npt.NDArray[np.bool_] | None = None) -> I64:

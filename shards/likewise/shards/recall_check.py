@@ -141,7 +141,7 @@ def _recall(
 ) -> float:
     """Share of the truth among the candidates that a search would re-score."""
     mask = allowed.mask[: snapshot.sealed] if sealed.filters else None
-    found = sealed.search(query[np.newaxis], choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)[0]
+    found = sealed.search(query[np.newaxis], choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask).positions[0]
     found = found[found >= 0]
     found = found[allowed.mask[found]]
     if len(found) < min(len(truth), allowed.sealed):

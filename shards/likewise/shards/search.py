@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from likewise.shards import attributes, planner
-from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, rank, rank_table, scan
+from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, margin, rank, rank_table, scan
 from likewise.shards.masks import Allowed, FilterCache
 from likewise.shards.planner import Choice, Demand
 from likewise.shards.protocols import F32, I64, SearchOptions, ShardHits
@@ -185,17 +185,23 @@ class _Searcher:
         if self._stop():
             raise Abandoned
         mask = allowed.mask[: self._snapshot.sealed] if index.filters else None
-        positions = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
+        found = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
+        positions, lossless = found.positions, not index.traits.lossy
         if allowed.count == allowed.sealed == index.rows and min(positions[:, choice.candidates - 1].tolist()) >= 0:
             # The common case: every row of the index may be a hit, there are no others, and no place is empty; those
             # are the last ones.
-            plan.compared = choice.candidates
+            plan.compared = _contenders(found.scores, k, queries.shape[1]) if lossless else choice.candidates
             return rank_table(
-                queries, positions[:, : choice.candidates], k, ids=self._snapshot.ids, gather=self._space.vectors
+                queries, positions[:, : plan.compared], k, ids=self._snapshot.ids, gather=self._space.vectors
             )
         kept = (positions >= 0) & allowed.mask[positions]
-        short = np.count_nonzero(kept, axis=1) < min(k, allowed.sealed)
-        kept &= np.cumsum(kept, axis=1) <= choice.candidates
+        least = min(k, allowed.sealed)
+        nth = np.cumsum(kept, axis=1)
+        short = nth[:, -1] < least
+        kept &= nth <= choice.candidates
+        if lossless:
+            last = np.argmax(nth >= least, axis=1)[:, np.newaxis]
+            kept &= found.scores >= np.take_along_axis(found.scores, last, axis=1) - margin(queries.shape[1])
         kept[short] = False
         owners, columns = np.nonzero(kept)
         slots = positions[owners, columns]
@@ -214,6 +220,18 @@ class _Searcher:
         plan.compared = allowed.count
         exact = self._scan(np.ascontiguousarray(queries[short]), k, self._parts(allowed))
         return _interleaved(ranked, exact, short)
+
+
+def _contenders(scores: F32, k: int, dim: int) -> int:
+    """How many of each query's candidates, best first, have to be scored exactly to find the k best of each.
+
+    Args:
+        scores: (n, candidates) of an index that holds the rows as they are: what float32 loses is all that is wrong.
+        k: At most the number of candidates.
+        dim: Numbers a row.
+    """
+    low = scores[:, k - 1 : k] - margin(dim)
+    return int(np.count_nonzero(scores >= low, axis=1).max())
 
 
 def _joined_queries(queries: Sequence[F32]) -> F32:

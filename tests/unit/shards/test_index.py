@@ -26,7 +26,7 @@ def built(spec: IndexSpec, vectors: F32 = VECTORS) -> SealedIndex:
 
 def nearest(sealed: SealedIndex, queries: F32) -> list[int]:
     traits = sealed.traits
-    return [int(row[0]) for row in sealed.search(queries, 5, ef=64, nprobe=traits.nprobe)]
+    return [int(row[0]) for row in sealed.search(queries, 5, ef=64, nprobe=traits.nprobe).positions]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_what_is_moved_stays_what_it_was() -> None:
 def test_rows_and_links_of_a_graph_are_what_goes_there(monkeypatch: pytest.MonkeyPatch, factory: str) -> None:
     rows = np.random.default_rng(0).normal(size=(1500, 16)).astype(np.float32)
     sealed = index.build(1500, 16, Recipe(factory, 40), IndexSpec(kind=factory), gather=rows.__getitem__)
-    before = sealed.search(rows[:9], 5, ef=40, nprobe=0)
+    before = sealed.search(rows[:9], 5, ef=40, nprobe=0).positions
     asked: list[int] = []
     monkeypatch.setattr(memory, "use_large_pages", lambda _, size, **__: asked.append(size))
 
@@ -102,7 +102,7 @@ def test_rows_and_links_of_a_graph_are_what_goes_there(monkeypatch: pytest.Monke
     links, codes = asked
     assert codes == 1500 * row_bytes
     assert links >= 1500 * 16 * 4
-    np.testing.assert_array_equal(sealed.search(rows[:9], 5, ef=40, nprobe=0), before)
+    np.testing.assert_array_equal(sealed.search(rows[:9], 5, ef=40, nprobe=0).positions, before)
 
 
 def test_an_index_that_is_read_in_order_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
