@@ -9,6 +9,7 @@ import numpy as np
 
 from likewise.shards import attributes, planner
 from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, margin, rank, rank_table, scan
+from likewise.shards.index import Found
 from likewise.shards.masks import Allowed, FilterCache
 from likewise.shards.planner import Choice, Demand
 from likewise.shards.protocols import F32, I64, SearchOptions, ShardHits
@@ -196,8 +197,14 @@ class _Searcher:
             )
         kept = (positions >= 0) & allowed.mask[positions]
         least = min(k, allowed.sealed)
-        nth = np.cumsum(kept, axis=1)
+        nth = np.cumsum(kept, axis=1, dtype=np.int64)
         short = nth[:, -1] < least
+        if allowed.count == allowed.sealed:
+            dim = queries.shape[1] if lossless else None
+            table = _as_table(found, kept, nth, k, most=choice.candidates, dim=dim)
+            if table is not None:
+                plan.compared = table.shape[1]
+                return rank_table(queries, table, k, ids=self._snapshot.ids, gather=self._space.vectors)
         kept &= nth <= choice.candidates
         if lossless:
             last = np.argmax(nth >= least, axis=1)[:, np.newaxis]
@@ -232,6 +239,29 @@ def _contenders(scores: F32, k: int, dim: int) -> int:
     """
     low = scores[:, k - 1 : k] - margin(dim)
     return int(np.count_nonzero(scores >= low, axis=1).max())
+
+
+def _as_table(found: Found, kept: Mask, nth: I64, k: int, *, most: int, dim: int | None) -> I64 | None:
+    """(n, candidates) positions of those to score, as many for each query; None where they cannot all be as many.
+
+    Args:
+        found: Of n queries.
+        kept: Which of them pass the filter.
+        nth: How many do, up to and with each.
+        k: Hits a query.
+        most: Candidates a query, as planned.
+        dim: Numbers a row, of an index that holds the rows as they are; None for any other.
+    """
+    width = min(int(nth[:, -1].min()), most)
+    if width < k or (dim is None and width < most):
+        return None
+    first = kept & (nth <= width)
+    positions = found.positions[first].reshape(-1, width)
+    if dim is None:
+        return positions
+    needed = _contenders(found.scores[first].reshape(-1, width), k, dim)
+    # Of a query with more candidates than `width` those beyond it may be needed too.
+    return positions[:, :needed] if needed < width or width == most else None
 
 
 def _joined_queries(queries: Sequence[F32]) -> F32:

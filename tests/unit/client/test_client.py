@@ -292,6 +292,18 @@ def test_a_row_without_direction_is_told_by_its_number_and_the_others_are_answer
     assert [hits.ids for hits in (first, last) if isinstance(hits, Hits)] == [["a"], ["c"]]
 
 
+def test_a_row_without_direction_is_told_by_its_place_in_the_matrix_not_in_a_call(filled: Any) -> None:
+    matrix = np.ones((300, 2))
+    matrix[[2, 259]] = 0
+
+    with pytest.raises(BatchError) as caught:
+        filled.search_batch(matrix, k=1)
+
+    assert str(caught.value) == "2 of 300 queries failed, the first is query 2: queries[2]: all zeros"
+    assert str(caught.value.results[259]) == "queries[259]: all zeros"
+    assert isinstance(caught.value.results[259], InvalidArgument)
+
+
 @pytest.mark.parametrize("matrix", [np.ones((2, 0)), np.array([["x", "y"]])], ids=["no columns", "words"])
 def test_a_matrix_that_is_none_of_numbers_is_refused_by_name(filled: Any, matrix: Any) -> None:
     with pytest.raises(InvalidArgument, match="queries"):

@@ -9,7 +9,9 @@ from tests.unit.shards.fakes import MemoryStore, gallery, hits_of, unit
 from tests.unit.shards.shard_rows import HNSW, IDS, QUERIES, TEN, below, filled
 
 from likewise.shards.distance import inner_products, margin
+from likewise.shards.index import Found
 from likewise.shards.protocols import F32
+from likewise.shards.search import _as_table
 from likewise.shards.spec import IndexSpec
 
 WIDE = 384  # enough numbers for float32 sums to be wrong in their order
@@ -68,3 +70,49 @@ def test_the_margin_covers_what_float32_loses(seed: int, dim: int) -> None:
         one_by_one += query[0, column] * rows[:, column]
 
     assert np.abs(one_by_one - inner_products(query, rows)).max() <= margin(dim) / 2
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 6),
+    depth=st.integers(1, 30),
+    k=st.integers(1, 12),
+    share=st.sampled_from([0.2, 0.6, 0.95]),
+    levels=st.sampled_from([2, 8, 1_000]),
+    lossless=st.booleans(),
+)
+def test_a_table_of_candidates_leaves_out_none_that_may_be_a_hit(
+    seed: int, n: int, depth: int, k: int, share: float, levels: int, lossless: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores = (np.sort(rng.integers(0, levels, (n, depth)), axis=1)[:, ::-1] / levels).astype(np.float32)
+    positions = np.array([rng.permutation(1_000)[:depth] for _ in range(n)])
+    kept = rng.random((n, depth)) < share
+    most = k + 5
+
+    table = _as_table(
+        Found(positions, scores), kept, np.cumsum(kept, axis=1), k, most=most, dim=512 if lossless else None
+    )
+
+    fewest = int(kept.sum(axis=1).min())
+    if table is None:
+        assert fewest < most
+        return
+    for row in range(n):
+        allowed = positions[row][kept[row]][:most]
+        assert table[row].tolist() == allowed[: table.shape[1]].tolist()
+        of_allowed = scores[row][kept[row]][:most]
+        may_be_hits = allowed if not lossless else allowed[of_allowed >= of_allowed[k - 1] - margin(512)]
+        assert set(may_be_hits.tolist()) <= set(table[row].tolist())
+
+
+def test_a_table_is_made_where_every_query_has_enough_candidates() -> None:
+    scores = np.tile(np.linspace(1, 0, 20).astype(np.float32), (3, 1))
+    positions = np.arange(60).reshape(3, 20)
+    kept = np.ones((3, 20), dtype=np.bool_)
+    kept[1, ::2] = False
+
+    table = _as_table(Found(positions, scores), kept, np.cumsum(kept, axis=1), 4, most=6, dim=512)
+
+    assert table is not None
+    assert table.tolist() == [[0, 1, 2, 3], [21, 23, 25, 27], [40, 41, 42, 43]]

@@ -3,6 +3,7 @@
 Those that differ in nothing but the vector go as one SearchVectors: a matrix, with what they share told once.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -114,19 +115,28 @@ def _matrix_calls(
     form = _known_form(memory, shared)
     step = min(form.most, max(1, _MATRIX_BYTES // (4 * rows.shape[1])))
     for start in range(0, len(rows), step):
-        yield _call(form, encode_vectors(rows[start : start + step]))
+        yield _call(form, encode_vectors(rows[start : start + step]), start)
 
 
-def _call(form: VectorForm, vectors: common_pb.Vectors) -> Call[list[Hits | LikewiseError]]:
+def _call(form: VectorForm, vectors: common_pb.Vectors, start: int = 0) -> Call[list[Hits | LikewiseError]]:
     request = search_pb.SearchVectorsRequest(search=form.request, vectors=vectors)
-    return make_call(rpc.SEARCH_VECTORS, request, _row_results)
+    return make_call(rpc.SEARCH_VECTORS, request, functools.partial(_row_results, start=start))
 
 
-def _row_results(message: search_pb.SearchVectorsResponse) -> list[Hits | LikewiseError]:
+def _row_results(message: search_pb.SearchVectorsResponse, *, start: int) -> list[Hits | LikewiseError]:
+    """The outcome of each row of a call, whose first is row `start` of the caller's matrix."""
     results: list[Hits | LikewiseError] = list(hits_of_rows(message.answer, unpack(message.offsets, "<i4").tolist()))
     for error in message.errors:
-        results[error.row] = from_status(error.error)
+        results[error.row] = _error_of_row(error, start)
     return results
+
+
+def _error_of_row(error: search_pb.RowError, start: int) -> LikewiseError:
+    """An error by the place that its row has in the caller's matrix; the server knows that in the call."""
+    found, theirs, ours = from_status(error.error), f"vectors[{error.row}]", f"queries[{start + error.row}]"
+    found.args = (str(found).replace(theirs, ours, 1),)
+    found.field = found.field.replace(theirs, ours, 1)
+    return found
 
 
 def _known_form(memory: GalleryMemory, query: Query) -> VectorForm:
