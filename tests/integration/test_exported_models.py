@@ -117,8 +117,9 @@ async def test_a_released_combiner_makes_conditional_searches_possible(tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
-async def test_open_clips_vit_b_32_is_exported_from_a_file_of_weights_and_served(tmp_path: Path, name: str) -> None:
+async def test_open_clips_vit_b_32_is_exported_from_a_file_of_weights_and_served(tmp_path: Path) -> None:
+    """As OpenAI trained it, with QuickGELU; the small ones have GELU. One export of this size takes a minute."""
+    name = "ViT-B-32-quickgelu"
     torch.manual_seed(0)
     weights = tmp_path / "weights.pt"
     model = small_models.create_open_clip(name)
@@ -128,8 +129,7 @@ async def test_open_clips_vit_b_32_is_exported_from_a_file_of_weights_and_served
     source = openclip.load(name, pretrained=str(weights))
     image, text = publish_source(source, Target(tmp_path / "models", family="vit", max_batch=8))
 
-    activation = "QuickGELU" if name.endswith("quickgelu") else "GELU"
-    assert source.facts["activation"].startswith(f"{activation} ")
+    assert source.facts["activation"].startswith("QuickGELU ")
     assert (image.manifest.dim, text.manifest.dim) == (512, 512)
     async with (
         running_server(store=str(tmp_path / "store"), models=(tmp_path / "models",)) as address,

@@ -32,9 +32,9 @@ F32 = npt.NDArray[np.float32]
 
 IMAGES: Final = 1000
 TEMPLATES: Final = 60
-# The tests' small form: a few hundred steps on small pictures, some 70 s of one core.
+# The tests' small form: a few hundred steps on small pictures, some minutes of one core.
 SMALL: Final = (
-    "--encoders", "fine-tune", "--encoder-steps", "150", "--batch", "64", "--steps", "500", "--views", "3",
+    "--encoders", "fine-tune", "--encoder-steps", "150", "--batch", "32", "--steps", "400", "--views", "3",
     "--threads", "1",
 )  # fmt: skip
 

@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from likewise.shards import attributes, planner
-from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, margin, rank, rank_table, scan
-from likewise.shards.index import Found
+from likewise.shards import attributes, candidates, planner
+from likewise.shards.candidates import Wanted
+from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, rank, rank_table, scan
 from likewise.shards.masks import Allowed, FilterCache
 from likewise.shards.planner import Choice, Demand
 from likewise.shards.protocols import F32, I64, SearchOptions, ShardHits
@@ -187,30 +187,18 @@ class _Searcher:
             raise Abandoned
         mask = allowed.mask[: self._snapshot.sealed] if index.filters else None
         found = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
-        positions, lossless = found.positions, not index.traits.lossy
+        wanted = Wanted(k, choice.candidates, 0 if index.traits.lossy else queries.shape[1])
+        positions = found.positions
         if allowed.count == allowed.sealed == index.rows and min(positions[:, choice.candidates - 1].tolist()) >= 0:
             # The common case: every row of the index may be a hit, there are no others, and no place is empty; those
             # are the last ones.
-            plan.compared = _contenders(found.scores, k, queries.shape[1]) if lossless else choice.candidates
-            return rank_table(
-                queries, positions[:, : plan.compared], k, ids=self._snapshot.ids, gather=self._space.vectors
-            )
-        kept = (positions >= 0) & allowed.mask[positions]
-        least = min(k, allowed.sealed)
-        nth = np.cumsum(kept, axis=1, dtype=np.int64)
-        short = nth[:, -1] < least
-        if allowed.count == allowed.sealed:
-            dim = queries.shape[1] if lossless else None
-            table = _as_table(found, kept, nth, k, most=choice.candidates, dim=dim)
-            if table is not None:
-                plan.compared = table.shape[1]
-                return rank_table(queries, table, k, ids=self._snapshot.ids, gather=self._space.vectors)
-        kept &= nth <= choice.candidates
-        if lossless:
-            last = np.argmax(nth >= least, axis=1)[:, np.newaxis]
-            kept &= found.scores >= np.take_along_axis(found.scores, last, axis=1) - margin(queries.shape[1])
-        kept[short] = False
-        owners, columns = np.nonzero(kept)
+            return self._rank_table(queries, candidates.of_all(found, wanted), k, plan)
+        which = candidates.passed(found, allowed.mask)
+        if allowed.count == allowed.sealed and (table := candidates.as_table(found, which, wanted)) is not None:
+            return self._rank_table(queries, table, k, plan)
+        wanted = wanted._replace(k=min(k, allowed.sealed))
+        short = which.nth[:, -1] < wanted.k
+        owners, columns = np.nonzero(candidates.one_by_one(found, which, wanted) & ~short[:, np.newaxis])
         slots = positions[owners, columns]
         if allowed.count > allowed.sealed and not short.all():
             fresh = self._scan(queries, k, self._parts(allowed, fresh_only=True))
@@ -228,40 +216,9 @@ class _Searcher:
         exact = self._scan(np.ascontiguousarray(queries[short]), k, self._parts(allowed))
         return _interleaved(ranked, exact, short)
 
-
-def _contenders(scores: F32, k: int, dim: int) -> int:
-    """How many of each query's candidates, best first, have to be scored exactly to find the k best of each.
-
-    Args:
-        scores: (n, candidates) of an index that holds the rows as they are: what float32 loses is all that is wrong.
-        k: At most the number of candidates.
-        dim: Numbers a row.
-    """
-    low = scores[:, k - 1 : k] - margin(dim)
-    return int(np.count_nonzero(scores >= low, axis=1).max())
-
-
-def _as_table(found: Found, kept: Mask, nth: I64, k: int, *, most: int, dim: int | None) -> I64 | None:
-    """(n, candidates) positions of those to score, as many for each query; None where they cannot all be as many.
-
-    Args:
-        found: Of n queries.
-        kept: Which of them pass the filter.
-        nth: How many do, up to and with each.
-        k: Hits a query.
-        most: Candidates a query, as planned.
-        dim: Numbers a row, of an index that holds the rows as they are; None for any other.
-    """
-    width = min(int(nth[:, -1].min()), most)
-    if width < k or (dim is None and width < most):
-        return None
-    first = kept & (nth <= width)
-    positions = found.positions[first].reshape(-1, width)
-    if dim is None:
-        return positions
-    needed = _contenders(found.scores[first].reshape(-1, width), k, dim)
-    # Of a query with more candidates than `width` those beyond it may be needed too.
-    return positions[:, :needed] if needed < width or width == most else None
+    def _rank_table(self, queries: F32, slots: I64, k: int, plan: pb.ShardPlan) -> Ranked:
+        plan.compared = max(plan.compared, slots.shape[1])
+        return rank_table(queries, slots, k, ids=self._snapshot.ids, gather=self._space.vectors)
 
 
 def _joined_queries(queries: Sequence[F32]) -> F32:

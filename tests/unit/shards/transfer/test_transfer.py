@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.shards.gated_gallery import stored
 from tests.unit.shards.store_fixtures import SPEC, table
-from tests.unit.shards.transfer_calls import export, leftovers, load
+from tests.unit.shards.transfer.transfer_calls import export, leftovers, load
 
 from likewise.shards import snapshots, transfer
 from likewise.shards.copying import NotLocal, Progress
@@ -16,38 +16,6 @@ from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.protocols import HistoryGone, ShardError, StoreFailure
 from likewise.shards.store import Store
 from likewise.shards.transfer import ExportExists
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"), sync=False)
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "other"), sync=False)
-
-
-@pytest.fixture
-def gallery(store: Store) -> GalleryStore:
-    made = store.create(SPEC)
-    made.take_over()
-    made.commit(table({"a": 1, "b": 2}))
-    made.commit(table({"b": 3, "c": 4}), ["a"])
-    return made
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "exports"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def exported(gallery: GalleryStore, root: Path) -> Path:
-    export(gallery, root / "backup")
-    return root / "backup"
 
 
 def test_a_gallery_comes_back_as_it_was(gallery: GalleryStore, exported: Path, other: Store) -> None:

@@ -1,35 +1,17 @@
 """Texts are tokenised and encoded in order, composers keep their pairs together; warnings say what was left out."""
 
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.unit.server.encoders.summing_graph import DIM, MODEL, FakeGraph
 from tests.unit.server.model_fixtures import TEMPLATES, WORDS
-from tests.unit.server.summing_graph import DIM, MODEL, FakeGraph
 
 from likewise.export.tokenizer import Tokenizer, write_word_tokenizer
-from likewise.server.batcher import BatchLimits, BatchReport
 from likewise.server.encoders import OnnxComposer, OnnxTextEncoder, Serving
 from likewise.server.errors import InvalidRequest
 from likewise.v1.search_service_pb2 import CONDITION_MODE_CHANGE, CONDITION_MODE_FOCUS, CONDITION_MODE_UNSPECIFIED
-
-
-@pytest.fixture
-def graph() -> FakeGraph:
-    return FakeGraph()
-
-
-@pytest.fixture
-def reports() -> list[BatchReport]:
-    return []
-
-
-@pytest.fixture
-async def serving(reports: list[BatchReport]) -> AsyncIterator[Serving]:
-    with ThreadPoolExecutor(2) as pool:
-        yield Serving(pool, 2, BatchLimits(max_batch=4, max_items=16), reports.append)
 
 
 def texts_of(graph: FakeGraph, serving: Serving, folder: Path, *, truncate: str = "end") -> OnnxTextEncoder:

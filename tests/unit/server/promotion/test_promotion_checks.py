@@ -1,29 +1,15 @@
 """What a promotion is judged by before it happens: the space of its vectors, and the answers to live queries."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.unit.server.fakes import field_of, info
-from tests.unit.server.model_fixtures import DIM, colour_embedding, composed, png, text_embedding, write_repository
-from tests.unit.server.model_server import COLOURS, Shop, model_shop, spaces, versions
-from tests.unit.server.promotion_answers import ALL_1, ALL_2, RED, oracle, refused, unit
+from tests.unit.server.model_fixtures import DIM, colour_embedding, composed, png, text_embedding
+from tests.unit.server.model_server import COLOURS, Shop, spaces, versions
+from tests.unit.server.promotion.promotion_answers import ALL_1, ALL_2, RED, oracle, refused, unit
 from tests.unit.server.stubs import scores
 from tests.unit.server.version_fixtures import other_space, other_words, same_space, space_of, wider
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_repository(tmp_path / "repository")
-
-
-@pytest.fixture
-async def shop(folder: Path) -> AsyncIterator[Shop]:
-    async with model_shop(folder) as made:
-        await made.create()
-        yield made
 
 
 async def test_one_model_of_another_space_is_refused_with_both_digests(shop: Shop) -> None:

@@ -7,30 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.server.encoders.summing_graph import DIM, MODEL, FakeGraph, grey
 from tests.unit.server.model_fixtures import png
-from tests.unit.server.summing_graph import DIM, MODEL, FakeGraph, grey
 
 from likewise.export.preprocess import Preprocessing
 from likewise.server.batcher import BatchLimits, BatchReport
 from likewise.server.encoders import OnnxImageEncoder, Serving
 from likewise.server.errors import InvalidRequest, Overloaded, ServiceError
 from likewise.server.images import ImageLimits
-
-
-@pytest.fixture
-def graph() -> FakeGraph:
-    return FakeGraph()
-
-
-@pytest.fixture
-def reports() -> list[BatchReport]:
-    return []
-
-
-@pytest.fixture
-async def serving(reports: list[BatchReport]) -> AsyncIterator[Serving]:
-    with ThreadPoolExecutor(2) as pool:
-        yield Serving(pool, 2, BatchLimits(max_batch=4, max_items=16), reports.append)
 
 
 def images_of(graph: FakeGraph, serving: Serving, **preprocessing: Any) -> OnnxImageEncoder:

@@ -1,7 +1,7 @@
 """Folders of images and files of rows, from the command line into a gallery."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.unit.client.command_line.shell import Shell
 from tests.unit.client.fake_server import FakeServer
-from tests.unit.client.shell import Shell
 
 from likewise.client import Client
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 20
-
-
-@pytest.fixture
-def shell(server: FakeServer) -> Shell:
-    return Shell(server.address)
-
-
-@pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    with Client(server.address) as made:
-        yield made
 
 
 @pytest.fixture
@@ -36,11 +25,6 @@ def images(tmp_path: Path) -> Path:
         (folder / name).write_bytes(PNG)
     (folder / "notes.txt").write_text("not an image")
     return folder
-
-
-@pytest.fixture
-def shapes(client: Client) -> Any:
-    return client.create_gallery("shapes", encoder="shapes")
 
 
 def test_a_folder_of_images_is_ingested(shell: Shell, shapes: Any, images: Path) -> None:

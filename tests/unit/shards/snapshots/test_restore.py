@@ -23,19 +23,6 @@ from likewise.shards.store import GalleryExists, Store
 from likewise.v1 import common_pb2 as pb
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"), sync=False)
-
-
-@pytest.fixture
-def gallery(store: Store) -> GalleryStore:
-    made = store.create(SPEC)
-    made.commit(table({"a": 1, "b": 2}))
-    made.commit(table({"b": 3}), ["a"])
-    return made
-
-
 def leftovers(store: Store) -> list[Path]:
     assert store.folder is not None
     return list(store.folder.glob(f"{STAGING_PREFIX}*"))

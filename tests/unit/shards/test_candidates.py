@@ -8,10 +8,10 @@ from tests.unit.shards.conftest import Started
 from tests.unit.shards.fakes import MemoryStore, gallery, hits_of, unit
 from tests.unit.shards.shard_rows import HNSW, IDS, QUERIES, TEN, below, filled
 
+from likewise.shards.candidates import Passed, Wanted, as_table
 from likewise.shards.distance import inner_products, margin
 from likewise.shards.index import Found
 from likewise.shards.protocols import F32
-from likewise.shards.search import _as_table
 from likewise.shards.spec import IndexSpec
 
 WIDE = 384  # enough numbers for float32 sums to be wrong in their order
@@ -90,9 +90,8 @@ def test_a_table_of_candidates_leaves_out_none_that_may_be_a_hit(
     kept = rng.random((n, depth)) < share
     most = k + 5
 
-    table = _as_table(
-        Found(positions, scores), kept, np.cumsum(kept, axis=1), k, most=most, dim=512 if lossless else None
-    )
+    which = Passed(kept, np.cumsum(kept, axis=1))
+    table = as_table(Found(positions, scores), which, Wanted(k, most, 512 if lossless else 0))
 
     fewest = int(kept.sum(axis=1).min())
     if table is None:
@@ -112,7 +111,7 @@ def test_a_table_is_made_where_every_query_has_enough_candidates() -> None:
     kept = np.ones((3, 20), dtype=np.bool_)
     kept[1, ::2] = False
 
-    table = _as_table(Found(positions, scores), kept, np.cumsum(kept, axis=1), 4, most=6, dim=512)
+    table = as_table(Found(positions, scores), Passed(kept, np.cumsum(kept, axis=1)), Wanted(4, 6, 512))
 
     assert table is not None
     assert table.tolist() == [[0, 1, 2, 3], [21, 23, 25, 27], [40, 41, 42, 43]]

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -11,24 +10,12 @@ from grpc import aio
 from tests.unit.server.fakes import field_of, info
 from tests.unit.server.model_fixtures import png, text_embedding, write_repository
 from tests.unit.server.model_server import Documents, Shop, model_shop, spaces, versions
-from tests.unit.server.promotion_answers import ALL_1, ALL_2, RED, oracle, refused
+from tests.unit.server.promotion.promotion_answers import ALL_1, ALL_2, RED, oracle, refused
 from tests.unit.server.version_fixtures import other_space, other_words, same_space, wider
 
 from likewise.server.metrics import Metrics
 from likewise.server.promotion_record import DOCUMENT
 from likewise.v1 import model_service_pb2 as pb
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_repository(tmp_path / "repository")
-
-
-@pytest.fixture
-async def shop(folder: Path) -> AsyncIterator[Shop]:
-    async with model_shop(folder) as made:
-        await made.create()
-        yield made
 
 
 async def test_a_promoted_version_answers_and_the_reply_names_it(shop: Shop) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,28 +10,12 @@ import numpy as np
 import pytest
 import typer
 from grpc import StatusCode
+from tests.unit.client.command_line.shell import Shell
 from tests.unit.client.fake_failures import Failure
 from tests.unit.client.fake_server import FakeServer
-from tests.unit.client.shell import Shell
 
 from likewise.client import Client
 from likewise.client.cli import commands
-
-
-@pytest.fixture
-def shell(server: FakeServer) -> Shell:
-    return Shell(server.address)
-
-
-@pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    with Client(server.address) as made:
-        yield made
-
-
-@pytest.fixture
-def shapes(client: Client) -> Any:
-    return client.create_gallery("shapes", encoder="shapes")
 
 
 def test_a_gallery_is_made_shown_listed_and_deleted(shell: Shell) -> None:

@@ -22,19 +22,6 @@ from likewise.shards.spec import SpecError
 from likewise.shards.store import Store
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"), sync=False)
-
-
-@pytest.fixture
-def gallery(store: Store) -> GalleryStore:
-    made = store.create(SPEC)
-    made.commit(table({"a": 1, "b": 2}))
-    made.commit(table({"b": 3}), ["a"])
-    return made
-
-
 def test_a_snapshot_says_what_it_holds(gallery: GalleryStore) -> None:
     made = snapshots.create(gallery, "before-sale", note="prices of the spring")
     gallery.commit(table({"c": 4}))

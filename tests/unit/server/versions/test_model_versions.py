@@ -2,34 +2,18 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.server.gated_models import Gate, gated_models, in_use, session_of, state, text_of
-from tests.unit.server.model_fixtures import text_embedding, write_repository
+from tests.unit.server.gated_models import Gate, in_use, session_of, state, text_of
+from tests.unit.server.model_fixtures import text_embedding
 from tests.unit.server.version_fixtures import other_words, rewrite, same_space
 
 from likewise.server.errors import FailedPrecondition, NotFound
 from likewise.server.models import OnnxModels
 from likewise.v1 import model_service_pb2 as pb
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_repository(tmp_path / "repository")
-
-
-@pytest.fixture
-async def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture
-async def models(folder: Path, gate: Gate) -> AsyncIterator[OnnxModels]:
-    async with gated_models(folder, gate) as made:
-        yield made
 
 
 async def test_a_version_that_appeared_after_the_start_is_found_and_opened_beside_the_one_in_use(

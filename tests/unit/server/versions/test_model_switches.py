@@ -3,13 +3,12 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.server.gated_models import RED, Gate, gated_models, in_use, promote, session_of, state, text_of, wanted
-from tests.unit.server.model_fixtures import colour_embedding, png, text_embedding, write_repository
+from tests.unit.server.gated_models import RED, in_use, promote, session_of, state, text_of, wanted
+from tests.unit.server.model_fixtures import colour_embedding, png, text_embedding
 from tests.unit.server.version_fixtures import other_space, other_words, same_space
 
 from likewise.server.errors import FailedPrecondition, NotFound, Unavailable
@@ -18,22 +17,6 @@ from likewise.server.model_slot import ModelSlot
 from likewise.server.models import OnnxModels, read_repositories
 from likewise.server.session import Runtime
 from likewise.v1 import model_service_pb2 as pb
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_repository(tmp_path / "repository")
-
-
-@pytest.fixture
-async def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture
-async def models(folder: Path, gate: Gate) -> AsyncIterator[OnnxModels]:
-    async with gated_models(folder, gate) as made:
-        yield made
 
 
 async def test_a_switch_changes_what_new_queries_get_and_a_family_taken_before_stays_as_it_was(

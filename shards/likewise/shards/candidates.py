@@ -1,0 +1,81 @@
+"""Which of the rows that an index found are scored exactly. Pure functions over its answer.
+
+An index that holds the rows as they are has their scores too, but for what float32 loses (`distance.margin`). A row
+whose score is further than that below the k-th best cannot be a hit, and is not scored again. A compressed index knows
+less: of its candidates as many are scored as planned.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from likewise.shards.distance import margin
+from likewise.shards.index import Found
+from likewise.shards.protocols import F32, I64
+from likewise.shards.rows import Mask
+
+
+class Wanted(NamedTuple):
+    """What is wanted of each query's candidates.
+
+    Attributes:
+        k: Hits.
+        most: Candidates, as planned; at least k.
+        exact_dim: Numbers a row, of an index that holds the rows as they are; 0 for any other.
+    """
+
+    k: int
+    most: int
+    exact_dim: int = 0
+
+
+class Passed(NamedTuple):
+    """Which of the rows found may be hits.
+
+    Attributes:
+        mask: (n, depth).
+        nth: (n, depth) how many of a query's may, up to and with each.
+    """
+
+    mask: Mask
+    nth: I64
+
+
+def passed(found: Found, allowed: Mask) -> Passed:
+    """Which of the rows found a filter lets through; `allowed` says it of each row."""
+    mask = (found.positions >= 0) & allowed[found.positions]
+    return Passed(mask, np.cumsum(mask, axis=1, dtype=np.int64))
+
+
+def of_all(found: Found, wanted: Wanted) -> I64:
+    """(n, candidates) positions to score where each of the first `most` rows found may be a hit."""
+    return found.positions[:, : _needed(found.scores, wanted)]
+
+
+def as_table(found: Found, which: Passed, wanted: Wanted) -> I64 | None:
+    """(n, candidates) positions to score, as many for each query; None where they cannot be as many for all."""
+    width = min(int(which.nth[:, -1].min()), wanted.most)
+    if width < wanted.k or (not wanted.exact_dim and width < wanted.most):
+        return None
+    first = which.mask & (which.nth <= width)
+    needed = _needed(found.scores[first].reshape(-1, width), wanted)
+    if needed == width < wanted.most:
+        return None  # of a query with more candidates those beyond the first `width` may be needed too
+    return found.positions[first].reshape(-1, width)[:, :needed]
+
+
+def one_by_one(found: Found, which: Passed, wanted: Wanted) -> Mask:
+    """(n, depth) those to score, some for each query; of a query with fewer than k candidates any."""
+    mask = which.mask & (which.nth <= wanted.most)
+    if wanted.exact_dim:
+        last = np.argmax(which.nth >= wanted.k, axis=1)[:, np.newaxis]
+        mask &= found.scores >= np.take_along_axis(found.scores, last, axis=1) - margin(wanted.exact_dim)
+    return mask
+
+
+def _needed(scores: F32, wanted: Wanted) -> int:
+    """How many of each query's candidates, best first, have to be scored to find the k best of each."""
+    if not wanted.exact_dim:
+        return wanted.most
+    low = scores[:, wanted.k - 1 : wanted.k] - margin(wanted.exact_dim)
+    return min(int(np.count_nonzero(scores >= low, axis=1).max()), wanted.most)
