@@ -7,7 +7,7 @@ bytes wherever the dtype allows, so no number is copied on the way in.
 import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -62,14 +62,34 @@ def encode_vectors(array: npt.ArrayLike, *, space: str = "") -> pb.Vectors:
     return pb.Vectors(dtype=dtype, dim=matrix.shape[1], data=data, space=space)
 
 
-def encode_vector(array: npt.ArrayLike, *, space: str = "") -> pb.Vector:
+class PackedVector(NamedTuple):
+    """One vector as it travels, not yet in a message: a message of its own costs more than its numbers.
+
+    Attributes:
+        data: The numbers, little-endian.
+        dim: How many.
+        dtype: What each is.
+    """
+
+    data: bytes
+    dim: int
+    dtype: pb.DType.ValueType
+
+
+def pack_vector(array: npt.ArrayLike) -> PackedVector:
     """Pack one (d,) vector; see `encode_vectors`."""
     vector = np.asarray(array)
     if vector.ndim != 1 or vector.shape[0] == 0:
         raise WireError(f"a vector must have the shape (d,) with d > 0, got {vector.shape}")
     if vector.dtype == np.float16:
-        return pb.Vector(dtype=pb.DTYPE_FLOAT16, dim=len(vector), data=pack(vector, "<f2"), space=space)
-    return pb.Vector(dtype=pb.DTYPE_FLOAT32, dim=len(vector), data=pack(vector, "<f4"), space=space)
+        return PackedVector(pack(vector, "<f2"), len(vector), pb.DTYPE_FLOAT16)
+    return PackedVector(pack(vector, "<f4"), len(vector), pb.DTYPE_FLOAT32)
+
+
+def encode_vector(array: npt.ArrayLike, *, space: str = "") -> pb.Vector:
+    """`pack_vector` as a message."""
+    packed = pack_vector(array)
+    return pb.Vector(dtype=packed.dtype, dim=packed.dim, data=packed.data, space=space)
 
 
 def decode_vectors(message: pb.Vectors | pb.Vector) -> F32:

@@ -11,7 +11,7 @@ from likewise.client.errors import InvalidArgument, InvalidType
 from likewise.client.images import Image, image_bytes
 from likewise.v1 import common_pb2 as pb
 from likewise.v1 import search_service_pb2 as search_pb
-from likewise.wire import WireError, encode_vector, encode_vectors
+from likewise.wire import PackedVector, WireError, encode_vectors, pack_vector
 
 Mode = Literal["focus", "change"]
 
@@ -164,11 +164,22 @@ def vector_message(given: npt.ArrayLike | None, field: str) -> pb.Vector | pb.Mu
     Raises:
         InvalidArgument: If it is no array of numbers of such a shape.
     """
+    packed = packed_vector(given, field)
+    return packed if isinstance(packed, pb.MultiVector) else vector_of(packed)
+
+
+def vector_of(packed: PackedVector) -> pb.Vector:
+    """A vector as a message."""
+    return pb.Vector(dtype=packed.dtype, dim=packed.dim, data=packed.data)
+
+
+def packed_vector(given: npt.ArrayLike | None, field: str) -> PackedVector | pb.MultiVector:
+    """As `vector_message`, a vector without its message."""
     array = float_array(given, field)
     try:
         if array.ndim == 2 and array.shape[0] != 1:
             return pb.MultiVector(vectors=encode_vectors(array))
-        return encode_vector(array[0] if array.ndim == 2 else array)
+        return pack_vector(array[0] if array.ndim == 2 else array)
     except WireError as error:
         raise InvalidArgument(f"{field}: {error}", field=field) from error
 

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from likewise.client import rpc
 from likewise.client.errors import InvalidArgument, LikewiseError, from_status
 from likewise.client.hits import Hits, hits_of_rows
-from likewise.client.references import float_array, vector_message
+from likewise.client.references import float_array, packed_vector, vector_of
 from likewise.client.requests import DEFAULT_K, Query, batch_calls, search_form
 from likewise.client.rpc import Call, make_call
 from likewise.client.versions import GalleryMemory
 from likewise.v1 import common_pb2 as common_pb
 from likewise.v1 import search_service_pb2 as search_pb
-from likewise.wire import encode_vectors, unpack
+from likewise.wire import PackedVector, encode_vectors, unpack
 
 _OF_VECTOR_SEARCH: Final = frozenset(Query.__annotations__) - {
     *("image", "text", "id", "condition", "mode", "conditions", "explanation", "request_id")
@@ -50,12 +50,12 @@ class VectorSearch(NamedTuple):
 
     Attributes:
         form: All of it but the vector.
-        vector: As it is sent.
+        vector: As it travels.
         kind: Equal for searches that differ in nothing but the numbers of the vector.
     """
 
     form: VectorForm
-    vector: common_pb.Vector
+    vector: PackedVector
     kind: tuple[bytes, int, int]
 
     @property
@@ -67,7 +67,7 @@ class VectorSearch(NamedTuple):
         """It as SearchService.Search."""
         request = search_pb.SearchRequest()
         request.CopyFrom(self.form.request)
-        request.reference.vector.CopyFrom(self.vector)
+        request.reference.vector.CopyFrom(vector_of(self.vector))
         return make_call(rpc.SEARCH, request, Hits)
 
 
@@ -79,7 +79,7 @@ def vector_search(memory: GalleryMemory, query: Query) -> VectorSearch | None:
     """
     if query.get("vector") is None or not _OF_VECTOR_SEARCH.issuperset(query):
         return None
-    vector = vector_message(query["vector"], "vector")
+    vector = packed_vector(query["vector"], "vector")
     if isinstance(vector, common_pb.MultiVector):
         return None
     form = _known_form(memory, query)
