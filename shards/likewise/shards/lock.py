@@ -91,6 +91,16 @@ class StoreLock:
         self._descriptor = descriptor
         self._announce()
 
+    @property
+    def holds(self) -> bool:
+        """Whether the lock is held and the folder still has the file it is on: somebody may have removed both."""
+        if self._descriptor is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), (self._root / LOCK_FILE).stat())
+        except FileNotFoundError:
+            return False
+
     def update_address(self, address: str) -> None:
         """Say where the holder serves, once that is known."""
         self._address = address

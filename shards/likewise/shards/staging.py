@@ -13,6 +13,7 @@ from likewise.shards.lock import StoreLock, StoreLocked
 from likewise.shards.sync import sync_files
 
 STAGING_PREFIX: Final = ".incoming-"
+_TRIES: Final = 20
 
 
 @contextmanager
@@ -21,20 +22,36 @@ def staging(parent: Path) -> Iterator[Path]:
 
     One that a crash left behind is removed by `sweep`, which leaves alone those that a living process works in.
     """
-    folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent))
+    folder, lock = _claimed(parent)
     try:
-        with StoreLock(folder):
+        with lock:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claimed(parent: Path) -> tuple[Path, StoreLock]:
+    """A new folder and its lock, which is held. A `sweep` takes a folder that is not locked yet for a leftover."""
+    for _ in range(_TRIES):
+        folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent))
+        lock = StoreLock(folder)
+        try:
+            lock.acquire()
+        except (StoreLocked, FileExistsError, FileNotFoundError):
+            continue
+        if lock.holds:
+            return folder, lock
+        lock.release()
+    raise OSError(errno.EBUSY, f"{_TRIES} new folders were each swept away before they could be locked", str(parent))
 
 
 def sweep(parent: Path) -> None:
     """Remove what crashes left below `parent`."""
     for folder in parent.glob(f"{STAGING_PREFIX}*"):
         try:
-            with StoreLock(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+            with StoreLock(folder) as lock:
+                if lock.holds:  # else another sweep has been there, and the name may be somebody's again
+                    shutil.rmtree(folder, ignore_errors=True)
         except (StoreLocked, OSError):
             continue
 
