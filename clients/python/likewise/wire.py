@@ -75,6 +75,10 @@ class PackedVector(NamedTuple):
     dim: int
     dtype: pb.DType.ValueType
 
+    def message(self, *, space: str = "") -> pb.Vector:
+        """It in a message."""
+        return pb.Vector(dtype=self.dtype, dim=self.dim, data=self.data, space=space)
+
 
 def pack_vector(array: npt.ArrayLike) -> PackedVector:
     """Pack one (d,) vector; see `encode_vectors`."""
@@ -88,8 +92,7 @@ def pack_vector(array: npt.ArrayLike) -> PackedVector:
 
 def encode_vector(array: npt.ArrayLike, *, space: str = "") -> pb.Vector:
     """`pack_vector` as a message."""
-    packed = pack_vector(array)
-    return pb.Vector(dtype=packed.dtype, dim=packed.dim, data=packed.data, space=space)
+    return pack_vector(array).message(space=space)
 
 
 def decode_vectors(message: pb.Vectors | pb.Vector) -> F32:

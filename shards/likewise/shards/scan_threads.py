@@ -74,9 +74,10 @@ class ScanThreads:
         return self._pool.submit(work, share)
 
 
-def _usable_processors() -> int:
+def usable_processors() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-scan_threads: Final = ScanThreads(_usable_processors())
+scan_threads: Final = ScanThreads(usable_processors())
 """Of this process."""

@@ -37,11 +37,15 @@ def _claimed(parent: Path) -> tuple[Path, StoreLock]:
         lock = StoreLock(folder)
         try:
             lock.acquire()
+            if lock.holds:
+                return folder, lock
+            lock.release()
         except (StoreLocked, FileExistsError, FileNotFoundError):
-            continue
-        if lock.holds:
-            return folder, lock
-        lock.release()
+            pass  # by a sweep
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
     raise OSError(errno.EBUSY, f"{_TRIES} new folders were each swept away before they could be locked", str(parent))
 
 

@@ -71,3 +71,17 @@ def test_a_folder_that_is_always_swept_away_is_given_up_with_the_reason(
 
     with pytest.raises(OSError, match="swept away before they could be locked"), staging.staging(tmp_path):
         pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_locked_is_not_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(fcntl, "flock", full)
+
+    with pytest.raises(OSError, match="no space left"), staging.staging(tmp_path):
+        pass
+
+    assert list(tmp_path.iterdir()) == []

@@ -165,12 +165,7 @@ def vector_message(given: npt.ArrayLike | None, field: str) -> pb.Vector | pb.Mu
         InvalidArgument: If it is no array of numbers of such a shape.
     """
     packed = packed_vector(given, field)
-    return packed if isinstance(packed, pb.MultiVector) else vector_of(packed)
-
-
-def vector_of(packed: PackedVector) -> pb.Vector:
-    """A vector as a message."""
-    return pb.Vector(dtype=packed.dtype, dim=packed.dim, data=packed.data)
+    return packed if isinstance(packed, pb.MultiVector) else packed.message()
 
 
 def packed_vector(given: npt.ArrayLike | None, field: str) -> PackedVector | pb.MultiVector:

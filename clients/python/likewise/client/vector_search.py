@@ -13,7 +13,7 @@ import numpy.typing as npt
 from likewise.client import rpc
 from likewise.client.errors import InvalidArgument, LikewiseError, from_status
 from likewise.client.hits import Hits, hits_of_rows
-from likewise.client.references import float_array, packed_vector, vector_of
+from likewise.client.references import float_array, packed_vector
 from likewise.client.requests import DEFAULT_K, Query, batch_calls, search_form
 from likewise.client.rpc import Call, make_call
 from likewise.client.versions import GalleryMemory
@@ -67,7 +67,7 @@ class VectorSearch(NamedTuple):
         """It as SearchService.Search."""
         request = search_pb.SearchRequest()
         request.CopyFrom(self.form.request)
-        request.reference.vector.CopyFrom(vector_of(self.vector))
+        request.reference.vector.CopyFrom(self.vector.message())
         return make_call(rpc.SEARCH, request, Hits)
 
 
