@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 from tests.unit.client.batching_answers import search
 
-from likewise.client.batching_policy import next_together, patience_s
+from likewise.client.batching_policy import MAX_WAITING, is_full, next_together, patience_s, time_of_each
 from likewise.client.vector_search import VectorSearch
 
 
@@ -49,3 +49,24 @@ def test_who_has_little_time_waits_for_a_tenth_of_it() -> None:
     waits = [patience_s(9.0, 1, timeout_s) for timeout_s in (0.05, 0.2, 0.5, 2.0)]
 
     assert waits == pytest.approx([0.005, 0.02, 0.05, 0.05])
+
+
+def test_no_more_wait_than_are_answered_in_their_time() -> None:
+    asked = search(0, k=2000, vectors=True)  # two of them fit into one call
+    each_s = time_of_each(asked, 1.0, 1)
+
+    assert [is_full(waiting, each_s, asked, 10.0) for waiting in (0, 16, 17)] == [False, False, True]
+    assert [is_full(waiting, time_of_each(asked, 1.0, 4), asked, 10.0) for waiting in (64, 65)] == [False, True]
+
+
+def test_what_goes_in_the_next_call_may_wait_whatever_that_takes() -> None:
+    asked = search(0, k=2000, vectors=True)
+
+    assert [is_full(waiting, 1e9, asked, 10.0) for waiting in (0, 1, 2)] == [False, False, True]
+
+
+def test_there_is_an_end_to_those_that_wait_without_a_limit_or_for_the_first_call() -> None:
+    for each_s, timeout_s in ((1.0, math.inf), (0.0, 10.0)):
+        found = [is_full(waiting, each_s, search(0), timeout_s) for waiting in (0, MAX_WAITING - 1, MAX_WAITING)]
+
+        assert found == [False, False, True]

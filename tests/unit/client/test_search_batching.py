@@ -11,7 +11,14 @@ import pytest
 from tests.unit.client.batching_answers import CONFIG, MEMORY, Answers, search
 from tests.unit.client.fake_server import FakeServer
 
-from likewise.client import DeadlineExceeded, InvalidArgument, Unavailable, search_batching
+from likewise.client import (
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+    batching_policy,
+    search_batching,
+)
 from likewise.client.errors import AnswerTooLarge
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
@@ -195,6 +202,37 @@ def test_a_caller_whose_time_is_over_is_told_so_whatever_the_others_have(monkeyp
             gate.set()
         await turns()
         assert server.cancelled == len(server.calls)  # nobody waited for them any more
+        assert server.batcher.kinds == 0
+
+    asyncio.run(run())
+
+
+def test_a_caller_behind_more_than_its_time_is_enough_for_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(search_batching, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for name in ("MIN_PATIENCE_S", "MAX_PATIENCE_S", "PATIENT_SHARE"):
+        monkeypatch.setattr(batching_policy, name, 1e9)
+    query: Any = {"k": 2000, "vectors": True, "timeout": 10.0}  # two of them fit into one call
+
+    async def run() -> None:
+        server = Async()
+        gates = server.hold(0), server.hold(1)
+        under_way = [server.ask(number, **query) for number in range(3)]
+        await turns()
+        now[0] += 1.0
+        gates[0].set()
+        await turns()
+        assert server.calls == [[0, 1], [2]]
+
+        waiting = [server.ask(number, **query) for number in range(3, 20)]
+        refused = server.ask(20, **query)
+        with pytest.raises(ResourceExhausted, match=r"17 searches .* answered within the 10 s") as caught:
+            await refused
+
+        assert (caught.value.reason, caught.value.retry_after_s) == ("CLIENT_QUEUE_FULL", 1.0)
+        gates[1].set()
+        found = await asyncio.gather(*under_way, *waiting)
+        assert [hits.ids for hits in found] == [[str(number)] for number in range(20)]
         assert server.batcher.kinds == 0
 
     asyncio.run(run())

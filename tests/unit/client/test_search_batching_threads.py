@@ -13,6 +13,7 @@ from likewise.client import (
     DeadlineExceeded,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     Unavailable,
     batching_policy,
     search_batching,
@@ -23,12 +24,14 @@ from likewise.client.search_batching import SearchBatcher
 
 
 class Threads(Answers):
-    """For threads: a call waits for its gate, if it has one; `entered` counts the calls that have begun."""
+    """For threads: a call waits for its gate, if it has one; `entered` counts the calls that have begun, `refused` the
+    callers that were told to come back."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gates: dict[int, threading.Event] = {}
         self.entered = threading.Semaphore(0)
+        self.refused = threading.Semaphore(0)
         self._lock = threading.Lock()
         self.batcher = SearchBatcher(self.call, CONFIG)
 
@@ -44,17 +47,20 @@ class Threads(Answers):
 class Caller(threading.Thread):
     """Searches in a thread of its own and keeps what came of it."""
 
-    def __init__(self, server: Threads, number: int, *, timeout: float | None = None) -> None:
+    def __init__(self, server: Threads, number: int, *, timeout: float | None = None, **query: Any) -> None:
         super().__init__(daemon=True)
-        self._server, self._number, self._timeout = server, number, timeout
+        self._server, self._timeout = server, timeout
+        self._search = search(number, **query)
         self.outcome: Hits | BaseException | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            self.outcome = self._server.batcher.search(search(self._number), self._timeout)
+            self.outcome = self._server.batcher.search(self._search, self._timeout)
         except BaseException as error:
             self.outcome = error
+            if isinstance(error, ResourceExhausted):
+                self._server.refused.release()
 
     def result(self) -> Any:
         self.join(30)
@@ -122,6 +128,32 @@ def test_a_thread_whose_time_is_over_is_told_so(monkeypatch: pytest.MonkeyPatch)
     assert [type(one) for one in late] == [DeadlineExceeded] * 2
     assert first.result().ids == ["0"]  # the server's word, which this one has brought over gRPC's own deadline
     assert server.calls == [[0]]
+    assert server.batcher.kinds == 0
+
+
+def test_a_thread_behind_more_than_its_time_is_enough_for_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MIN_PATIENCE_S", "MAX_PATIENCE_S", "PATIENT_SHARE"):
+        monkeypatch.setattr(batching_policy, name, 1e9)
+    monkeypatch.setattr(batching_policy, "WORTH_WAITING", 0.0)
+    query: Any = {"k": 2000, "vectors": True}  # two of them fit into one call
+    server = Threads()
+    gates = server.gates[0], server.gates[1] = threading.Event(), threading.Event()
+    under_way = [Caller(server, number, **query) for number in range(2)]
+    assert server.entered.acquire(timeout=30)
+    gates[0].set()  # and with it there is a time of a call
+    assert under_way[server.calls[0][0]].result().ids == [str(server.calls[0][0])]
+    assert server.entered.acquire(timeout=30)
+
+    others = [Caller(server, number, **query) for number in range(2, 10)]
+    for _ in range(6):
+        assert server.refused.acquire(timeout=30)
+    gates[1].set()
+
+    found = [caller.result() for caller in (*under_way, *others)]
+    assert [one.reason for one in found if isinstance(one, ResourceExhausted)] == ["CLIENT_QUEUE_FULL"] * 6
+    assert [one.ids for one in found if isinstance(one, Hits)] == [
+        [str(number)] for number, one in enumerate(found) if isinstance(one, Hits)
+    ]
     assert server.batcher.kinds == 0
 
 

@@ -24,6 +24,12 @@ MARGIN: Final = 1.25
 SAFE: Final = 2.0
 """The same for a search that goes before others, where not all can go."""
 
+WORTH_WAITING: Final = 0.8
+"""Share of its time that a search may have to wait behind others of its kind. One that would have to wait for longer is
+refused when it comes: its time would be over before its answer, and holding it costs what serves others."""
+MAX_WAITING: Final = 1 << 16
+"""Searches of a kind that wait at most, whatever time they have."""
+
 Key = tuple[tuple[bytes, int, int], int]
 """What a search asks for, and the octave of the time that it has, as `math.frexp` numbers them."""
 
@@ -61,6 +67,18 @@ def patience_s(took_s: float, under_way: int, timeout_s: float) -> float:
 def shortest_s(key: Key) -> float:
     """The shortest timeout of an octave."""
     return math.ldexp(0.5, key[1]) if key[1] < _NO_LIMIT else math.inf
+
+
+def time_of_each(search: VectorSearch, took_s: float, under_way: int) -> float:
+    """What each search that waits costs those behind it, if a call, one of `under_way` side by side, takes so long."""
+    return took_s / (search.most * under_way)
+
+
+def is_full(waiting: int, each_s: float, search: VectorSearch, timeout_s: float) -> bool:
+    """Whether so many wait already that another one is refused; never while all of them go in the next call."""
+    if waiting * each_s > WORTH_WAITING * timeout_s:
+        return waiting >= search.most
+    return waiting >= MAX_WAITING
 
 
 def latest(members: Sequence[E]) -> E:

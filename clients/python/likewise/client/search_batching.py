@@ -21,9 +21,25 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from likewise.client.batching_policy import MIN_TIMEOUT_S, Key, key_of, latest, next_together, patience_s, shortest_s
+from likewise.client.batching_policy import (
+    MIN_TIMEOUT_S,
+    Key,
+    is_full,
+    key_of,
+    latest,
+    next_together,
+    patience_s,
+    shortest_s,
+    time_of_each,
+)
 from likewise.client.channel import ChannelConfig
-from likewise.client.errors import AnswerTooLarge, DeadlineExceeded, InvalidArgument, LikewiseError
+from likewise.client.errors import (
+    AnswerTooLarge,
+    DeadlineExceeded,
+    InvalidArgument,
+    LikewiseError,
+    ResourceExhausted,
+)
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.vector_search import VectorSearch, together
@@ -57,12 +73,14 @@ class _Lane:
         under_way: Calls that are.
         waiting: Searches that go next.
         took_s: Time of the last call.
+        each_s: What each that waits costs those behind it.
         due: What starts those that wait.
     """
 
     under_way: int = 0
     waiting: list[_Waiting] = field(default_factory=list)
     took_s: float = 0.0
+    each_s: float = 0.0
     due: asyncio.Handle | None = None
 
 
@@ -104,15 +122,17 @@ class AsyncSearchBatcher:
             alone: Hits = await self._call(search.call(), timeout)
             return alone
         loop = asyncio.get_running_loop()
-        entry = _Waiting(search, time.monotonic() + timeout_s, loop.create_future())
         key = key_of(search, timeout_s)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane()
             # Not at once: whoever is ready in this turn of the event loop comes along.
             lane.due = loop.call_soon(self._start, key, lane)
+        elif is_full(len(lane.waiting), lane.each_s, search, timeout_s):
+            raise _full(len(lane.waiting), timeout_s, lane.took_s)
         elif lane.due is None:
             self._wait(key, lane)
+        entry = _Waiting(search, time.monotonic() + timeout_s, loop.create_future())
         lane.waiting.append(entry)
         timer = loop.call_later(timeout_s, entry.expire) if timeout_s < math.inf else None
         try:
@@ -177,6 +197,7 @@ class AsyncSearchBatcher:
         for member in members:
             if not member.future.done():
                 member.future.cancel()
+        lane.each_s = time_of_each(members[0].search, took_s, lane.under_way)
         lane.under_way -= 1
         lane.took_s = took_s
         if lane.under_way:
@@ -206,6 +227,7 @@ class _Bench:
     under_way: int = 0
     waiting: list[_Seat] = field(default_factory=list)
     took_s: float = 0.0
+    each_s: float = 0.0
 
 
 class SearchBatcher:
@@ -231,6 +253,8 @@ class SearchBatcher:
         key, seat = key_of(search, timeout_s), _Seat(search, time.monotonic() + timeout_s)
         with self._lock:
             bench = self._benches.setdefault(key, _Bench())
+            if is_full(len(bench.waiting), bench.each_s, search, timeout_s):
+                raise _full(len(bench.waiting), timeout_s, bench.took_s)
             bench.waiting.append(seat)
             if not bench.under_way:
                 self._appoint(bench)
@@ -294,6 +318,7 @@ class SearchBatcher:
             member.outcome = outcome
             member.woken.set()
         with self._lock:
+            bench.each_s = time_of_each(members[0].search, bench.took_s, bench.under_way)
             bench.under_way -= 1
             if bench.waiting:
                 self._appoint(bench)
@@ -315,6 +340,13 @@ def _too_late(request_id: str) -> DeadlineExceeded:
     """Of a caller whose time is over while the call that it shares goes on, or before there was one (no id then)."""
     message = "the search's time was over before its answer came"
     return DeadlineExceeded(message, reason="CLIENT_TIMEOUT", request_id=request_id)
+
+
+def _full(waiting: int, timeout_s: float, took_s: float) -> ResourceExhausted:
+    """Of a caller whose time would be over before those that wait already are answered."""
+    limit = f"are answered within the {timeout_s:g} s that it has" if timeout_s < math.inf else "a client keeps"
+    message = f"{waiting:,} searches like this one wait for their turn in this client, as many as {limit}"
+    return ResourceExhausted(message, reason="CLIENT_QUEUE_FULL", retry_after_s=took_s)
 
 
 def _call_of(searches: Sequence[VectorSearch]) -> Call[Any]:

@@ -58,12 +58,14 @@ class Gallery:
         The reference is one of image, text, id and vector; with a condition alone, the condition is searched for.
 
         Searches by a vector that threads make at the same time through one client, and that differ in nothing else,
-        travel together: one waits for a call under way, some 50 ms at most. One with a request_id, or with less than a
-        second of time, always is a call of its own.
+        travel together: one waits for a call under way, some 50 ms at most. One with a request_id, or with less than
+        50 ms of time, always is a call of its own.
 
         Raises:
             NotFound: If the gallery or the reference item is not there. An empty answer is no error.
             InvalidArgument: If an argument is wrong; `field` names it.
+            ResourceExhausted: If the server refuses it, or (CLIENT_QUEUE_FULL) if so many like it wait in this client
+                already that it could not be answered within `timeout`; come back after `retry_after_s`.
         """
         if search := vector_search(self._memory, query):
             return self._transport.searches.search(search, timeout)
