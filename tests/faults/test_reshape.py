@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.integration.oracle import Clustered, clustered, exact
+from tests.integration.oracle import Clustered, Oracle, clustered
 from tests.integration.processes import ServerProcess, serving
 
 from likewise.client import Client, F, FailedPrecondition, Gallery, IndexSpec, LikewiseError
@@ -36,9 +36,9 @@ def data() -> Clustered:
 @pytest.fixture(scope="module")
 def truth(data: Clustered) -> dict[bool, list[list[str]]]:
     """Answers of a perfect search by whether only the cheap items are asked for."""
-    masks = {False: None, True: PRICES < CHEAP}
+    masks, oracle = {False: None, True: PRICES < CHEAP}, Oracle(data.vectors)
     return {
-        cheap: [[IDS[row] for row in exact(data.vectors, query, K, allowed=mask)[0]] for query in data.queries]
+        cheap: [[IDS[row] for row in oracle.best(query, K, allowed=mask)[0]] for query in data.queries]
         for cheap, mask in masks.items()
     }
 

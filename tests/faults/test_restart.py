@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.integration.oracle import clustered, exact
+from tests.integration.oracle import Oracle, clustered
 from tests.integration.processes import ServerProcess
 
 from likewise.client import Client, F, Gallery
@@ -16,6 +16,7 @@ K = 10
 IDS = [f"i{row:05d}" for row in range(ROWS)]
 INDEXES = {"flat": "flat", "graph": "hnsw", "lists": "ivf", "codes": "SQ8"}
 DATA = clustered(ROWS, DIM, queries=20)
+ORACLE = Oracle(DATA.vectors)
 
 
 def _answers(gallery: Gallery) -> list[Any]:
@@ -29,7 +30,7 @@ def _answers(gallery: Gallery) -> list[Any]:
 
 def _recall(answers: list[Any]) -> float:
     shares = [
-        len({IDS[row] for row in exact(DATA.vectors, query, K)[0]} & set(ids)) / K
+        len({IDS[row] for row in ORACLE.best(query, K)[0]} & set(ids)) / K
         for query, (ids, *_) in zip(DATA.queries, answers[::3], strict=True)
     ]
     return float(np.mean(shares))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.integration.oracle import clustered, exact
+from tests.integration.oracle import Oracle, clustered
 from tests.integration.processes import ServerProcess, serving
 
 from likewise.client import Client, F, LikewiseError
@@ -86,7 +86,8 @@ def test_a_killed_server_loses_nothing_it_acknowledged(mode: str, tmp_path: Path
         assert client.gallery("base").count() == 3_000
         after = [client.gallery("base").search(vector=query, k=10).ids for query in data.queries]
         assert after == before
-        truth = [[ids[row] for row in exact(data.vectors, query, 10)[0]] for query in data.queries]
+        oracle = Oracle(data.vectors)
+        truth = [[ids[row] for row in oracle.best(query, 10)[0]] for query in data.queries]
         assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(after, truth, strict=True)]) >= 0.95
 
 
