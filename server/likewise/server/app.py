@@ -42,6 +42,7 @@ from likewise.server.search import Searcher
 from likewise.server.search_service import SearchService
 from likewise.server.served import InUse, ServedModels
 from likewise.server.version_tokens import VersionTokens
+from likewise.shards import memory
 from likewise.v1 import (
     gallery_service_pb2,
     gallery_service_pb2_grpc,
@@ -346,6 +347,7 @@ async def serve(server: Server, *, note: str = "") -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         starting.result()
+        memory.set_aside()
         metrics = f", metrics on {server.metrics_address}" if server.metrics_address else ""
         print(f"likewise: serving on {server.address}{metrics}{note}", flush=True)
         await waiting

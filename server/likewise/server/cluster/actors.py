@@ -15,6 +15,7 @@ import ray
 
 from likewise.server.cluster.hosts import Host, HostOptions, make_host
 from likewise.server.cluster.parts import Part
+from likewise.shards import memory
 from likewise.shards.spec import GallerySpec
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class PartActor:
                 # Returned, not raised: an exception crosses processes only if its text can rebuild it.
                 _log.exception("%s does not start", self._name)
                 return Started(failure=f"{type(error).__name__}: {error}")
+            memory.set_aside()
         models = tuple(model.SerializeToString() for model in serving.models)
         return Started(incarnation=self._incarnation, address=serving.address, models=models)
 
