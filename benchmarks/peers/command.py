@@ -49,6 +49,13 @@ def peers(
             show_default="sdk for Likewise, bare for Chroma: the faster of each",
         ),
     ] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(
+            help="How Likewise and the echo are reached. socket: a Unix socket, as pgvector always is; tcp: a port.",
+            show_default="socket",
+        ),
+    ] = None,
     curve: Annotated[bool, typer.Option(help="Measure recall against calls a second.")] = True,
     open_loop: Annotated[bool, typer.Option(help="Measure latency against offered load.")] = True,
     threads: Annotated[int, typer.Option(min=1, help="Processors that everything together runs on.")] = 2,
@@ -62,8 +69,10 @@ def peers(
     """Compare Likewise with what a user would pick instead: same vectors, queries, recall target and processors."""
     if client not in (None, "bare", "sdk"):
         raise typer.BadParameter(f"--client must be bare or sdk, got {client!r}")
+    if transport not in (None, "socket", "tcp"):
+        raise typer.BadParameter(f"--transport must be socket or tcp, got {transport!r}")
     try:
-        who = chosen([name.strip() for name in only.split(",") if name.strip()], client=client)
+        who = chosen([name.strip() for name in only.split(",") if name.strip()], client=client, transport=transport)
     except ValueError as error:
         raise typer.BadParameter(f"--only: {error}") from error
     plan = Plan(dim=dim, target=target, threads=threads, seed=seed, sweep=curve)

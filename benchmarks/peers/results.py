@@ -167,6 +167,8 @@ def _setting(entry: Entry, case: Case, runs: Sequence[Run], plan: Plan) -> dict[
         "target_recall": plan.target,
         "threads": plan.threads,
     }
+    if transport := entry.peer.options.get("transport"):
+        setting["transport"] = transport
     if (params := entry.params.get(case)) and entry.peer.searches:
         setting["search"] = dict(params)
     if (batch := entry.peer.callers(case.callers)[1]) > 1:

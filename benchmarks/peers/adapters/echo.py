@@ -7,7 +7,7 @@ from typing import Final
 from benchmarks.peers.adapters.likewise_server import LikewiseServer, requests_of, stub_calls
 from benchmarks.peers.driver.protocol import OnLoop, Question, Rows, Setting
 
-from likewise.cli.benchmark.echo import echo_command
+from likewise.cli.benchmark.echo import ANY_PORT, echo_command
 from likewise.cli.benchmark.search import one_reply
 from likewise.cli.server_process import ServerProcess
 
@@ -40,7 +40,9 @@ class Echo:
             server.close()
         path = self._setting.folder / "reply"
         path.write_bytes(reply)
-        echo = ServerProcess(echo_command(path), log_path=self._setting.folder / "echo.log")
+        on_socket = self._setting.options["transport"] == "socket"
+        where = f"unix:{self._setting.folder / 'echo.sock'}" if on_socket else ANY_PORT
+        echo = ServerProcess(echo_command(path, where), log_path=self._setting.folder / "echo.log")
         self._address = self._stack.enter_context(echo).address
 
     def prepare(self, question: Question) -> OnLoop:

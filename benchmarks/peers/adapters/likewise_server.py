@@ -23,16 +23,21 @@ _INDEX: Final = "hnsw"
 
 
 class LikewiseServer:
-    """`likewise serve` with one gallery. Options: mode, shards, m, ef_construction, client ("bare" or "sdk")."""
+    """`likewise serve` with one gallery.
+
+    Options: mode, shards, m, ef_construction, client ("bare" or "sdk"), transport ("socket" or "tcp").
+    """
 
     def __init__(self, setting: Setting) -> None:
         self._options = dict(setting.options)
         self._stack = ExitStack()
-        arguments = search.serve_arguments(self._options["mode"], setting.threads)
+        path = setting.folder / "likewise.sock"
+        arguments = [*search.serve_arguments(self._options["mode"], setting.threads), "--socket", str(path)]
         server = ServerProcess(
             serve_command(setting.folder / "store", arguments=arguments), log_path=setting.folder / "server.log"
         )
-        self.address = self._stack.enter_context(server).address
+        port = self._stack.enter_context(server).address
+        self.address = f"unix:{path}" if self._options["transport"] == "socket" else port
         self._client = self._stack.enter_context(Client(self.address))
         self._loaded = False
 

@@ -62,6 +62,7 @@ def run(
     share_port: Annotated[
         bool, typer.Option("--share-port", help=_help("share_port") + " With --role router.")
     ] = False,
+    socket: Annotated[Path | None, typer.Option(help=_help("socket"))] = None,
     metrics_port: Annotated[int | None, typer.Option(help=_help("metrics_port"))] = None,
     models: Annotated[list[Path] | None, typer.Option(help=_help("models") + " May be repeated.")] = None,
     cache: Annotated[Path | None, typer.Option(help=_help("cache"))] = None,
@@ -87,6 +88,7 @@ def run(
         "host": host,
         "port": port,
         "share_port": share_port or None,
+        "socket": socket,
         "metrics_port": metrics_port,
         "models": tuple(models) if models else None,
         "cache": cache,

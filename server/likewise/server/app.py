@@ -10,11 +10,11 @@ import contextlib
 import enum
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from grpc import aio
@@ -24,13 +24,14 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from likewise import wire
 from likewise.internal.v1 import bulk_service_pb2_grpc
 from likewise.server.bulk_service import BulkService
-from likewise.server.call_handlers import CallHandlers
+from likewise.server.call_handlers import ByName, CallHandlers
 from likewise.server.errors import Unavailable
 from likewise.server.gallery_service import GalleryService
 from likewise.server.gallery_stats import GalleryStatsCache
 from likewise.server.health import Health
 from likewise.server.inference_statistics import InferenceStatistics
 from likewise.server.item_service import ItemService
+from likewise.server.listening import CannotListen, check_port, check_socket, port_address, socket_address
 from likewise.server.metrics import Metrics, MetricsEndpoint
 from likewise.server.model_service import ModelServiceServicer
 from likewise.server.promotion import VersionedModels
@@ -102,6 +103,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 50051
     share_port: bool = False
+    socket: Path | None = None
     metrics_port: int | None = None
     threads: int = 2
     max_calls: int = 2048
@@ -172,7 +174,12 @@ class Server:
     @property
     def address(self) -> str:
         """host:port of the public services, once started."""
-        return _address(self._options.host, self._port)
+        return port_address(self._options.host, self._port)
+
+    @property
+    def socket_address(self) -> str | None:
+        """The Unix socket as clients name it; None without one."""
+        return None if self._options.socket is None else socket_address(self._options.socket)
 
     @property
     def listening(self) -> bool:
@@ -182,7 +189,7 @@ class Server:
     @property
     def metrics_address(self) -> str | None:
         """host:port of the Prometheus endpoint, once started; None without one."""
-        return None if self._metrics_port is None else _address(self._options.host, self._metrics_port)
+        return None if self._metrics_port is None else port_address(self._options.host, self._metrics_port)
 
     async def start(self) -> None:
         """Listen, open the parts, and serve.
@@ -208,19 +215,20 @@ class Server:
 
     async def _start(self) -> None:
         options = self._options
-        _check_bind(options.host, options.port, share=options.share_port)
-        self._grpc = self._build()
         try:
-            self._port = self._grpc.add_insecure_port(_address(options.host, options.port))
-        except RuntimeError as error:
-            raise StartupError(f"cannot listen on {_address(options.host, options.port)}") from error
+            check_port(options.host, options.port, option="--port", share=options.share_port)
+            if options.socket is not None:
+                check_socket(options.socket)
+        except CannotListen as error:
+            raise StartupError(str(error)) from error
+        self._grpc = self._build()
+        self._port = _listen(self._grpc, port_address(options.host, options.port))
+        if self.socket_address is not None:
+            _listen(self._grpc, self.socket_address)
         await self._grpc.start()
         self._listening = True
         if options.metrics_port is not None:
-            _check_bind(options.host, options.metrics_port)
-            endpoint = MetricsEndpoint(self.metrics.registry, host=options.host, port=options.metrics_port)
-            self._stack.callback(endpoint.close)
-            self._metrics_port = endpoint.port
+            self._serve_metrics(options.host, options.metrics_port)
         for part in self._parts:
             self._stack.push_async_callback(part.close)
             await part.open()
@@ -234,6 +242,15 @@ class Server:
         self._state = _State.SERVING
         await self._health.set_serving(True)
 
+    def _serve_metrics(self, host: str, port: int) -> None:
+        try:
+            check_port(host, port, option="--metrics-port")
+        except CannotListen as error:
+            raise StartupError(str(error)) from error
+        endpoint = MetricsEndpoint(self.metrics.registry, host=host, port=port)
+        self._stack.callback(endpoint.close)
+        self._metrics_port = endpoint.port
+
     def _build(self) -> aio.Server:
         options = self._options
         executor = ThreadPoolExecutor(max_workers=options.threads, thread_name_prefix="router")
@@ -243,7 +260,7 @@ class Server:
         sharing = ("grpc.so_reuseport", int(options.share_port))
         grpc_server = aio.server(options=(*_GRPC_OPTIONS, sharing, *_unread(options.max_unread_calls)))
         grpc_server.add_generic_rpc_handlers((handlers,))
-        server: Any = _ByName(handlers)
+        server: Any = ByName(handlers)
         recent = RecentQueries()
         tokens = VersionTokens()
         searcher = Searcher(
@@ -297,23 +314,6 @@ class Server:
             )
 
 
-class _ByName:
-    """A server as generated code adds services to it; the method of a call is found by its name alone.
-
-    Generated code also registers each method, and for every call grpc.aio (1.85) then waits on a future of each
-    registered method of the server: 34 Python calls for each of ours, 60 us, before a handler is even found.
-    """
-
-    def __init__(self, handlers: CallHandlers) -> None:
-        self._handlers = handlers
-
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
-        self._handlers.add(generic_rpc_handlers)
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None:
-        """Leave them out: all of them are generic handlers too."""
-
-
 @contextlib.asynccontextmanager
 async def serving(server: Server) -> AsyncIterator[str]:
     """A started server's address; stopped at the end, without grace: nobody is left to wait for."""
@@ -349,7 +349,8 @@ async def serve(server: Server, *, note: str = "") -> None:
         starting.result()
         memory.set_aside()
         metrics = f", metrics on {server.metrics_address}" if server.metrics_address else ""
-        print(f"likewise: serving on {server.address}{metrics}{note}", flush=True)
+        beside = f" and {server.socket_address}" if server.socket_address else ""
+        print(f"likewise: serving on {server.address}{beside}{metrics}{note}", flush=True)
         await waiting
     finally:
         waiting.cancel()
@@ -358,6 +359,14 @@ async def serve(server: Server, *, note: str = "") -> None:
     print("likewise: draining", flush=True)
     await server.stop()
     print("likewise: stopped", flush=True)
+
+
+def _listen(server: aio.Server, address: str) -> int:
+    """Have a server listen on an address, too; the port, if it has one."""
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StartupError(f"cannot listen on {address}") from error
 
 
 def _unread(limit: int) -> tuple[tuple[str, int], ...]:
@@ -378,21 +387,3 @@ def release() -> str:
         return version("likewise")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _check_bind(host: str, port: int, *, share: bool = False) -> None:
-    """Say why an address cannot be had; gRPC itself only says that."""
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if share:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            probe.bind(target)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise StartupError(f"cannot listen on {_address(host, port)}: {why}; choose another with --port") from error

@@ -159,6 +159,24 @@ class CallHandlers(grpc.GenericRpcHandler):
         return True
 
 
+class ByName:
+    """A server as generated code adds services to it; the method of a call is found by its name alone.
+
+    Generated code also registers each method, and for every call grpc.aio (1.85) then waits on a future of each
+    registered method of the server: 34 Python calls for each of ours, 60 us, before a handler is even found.
+    """
+
+    def __init__(self, handlers: CallHandlers) -> None:
+        self._handlers = handlers
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
+        """Add handlers that are found by the name of a method."""
+        self._handlers.add(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None:
+        """Leave them out: all of them are generic handlers too."""
+
+
 class _Method:
     """What all calls of one method have in common, looked up once."""
 

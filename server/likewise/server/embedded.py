@@ -80,6 +80,7 @@ def server_options(settings: Settings) -> ServerOptions:
         host=settings.host,
         port=settings.port,
         share_port=settings.share_port,
+        socket=None if settings.socket is None else settings.socket.absolute(),
         metrics_port=settings.metrics_port,
         threads=settings.thread_count,
         max_calls=settings.max_calls,

@@ -36,6 +36,10 @@ class Settings(BaseSettings):
         default=False,
         description="Further routers of this machine may listen on the same port; the system spreads connections.",
     )
+    socket: Path | None = Field(
+        default=None,
+        description="Unix socket to listen on beside the port. Clients of this machine name it unix:/path.",
+    )
     metrics_port: int | None = Field(
         default=None,
         ge=0,

@@ -230,6 +230,14 @@ def test_peers_are_called_in_their_own_way_or_all_alike() -> None:
     assert [each["pgvector"] for each in called] == [None, None, None]
 
 
+def test_servers_are_reached_by_a_socket_unless_they_have_none_or_a_port_is_wanted() -> None:
+    ways = None, "tcp"
+    reached = [{peer.name: peer.options.get("transport") for peer in chosen([], transport=way)} for way in ways]
+
+    assert [each["likewise"] for each in reached] == [each["echo"] for each in reached] == ["socket", "tcp"]
+    assert [each["chroma"] for each in reached] == [None, None]
+
+
 def test_a_peer_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="there is no peer 'oracle'; there are likewise"):
         chosen(["oracle"], client="bare")

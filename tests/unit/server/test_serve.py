@@ -16,6 +16,7 @@ class Stopped:
     """A server that ends its process with a signal as soon as it has started."""
 
     address = "127.0.0.1:1"
+    socket_address = None
     metrics_address = None
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """The upper limit of any Python gRPC server: a grpc.aio server that answers every search with the same ready bytes.
 
 It stands at the path of SearchService.Search, so that the very same client can ask it; requests are received whole
-and not even parsed. Run as `python -m likewise.cli.benchmark.echo REPLY_FILE`, it prints "serving on host:port".
+and not even parsed. Run as `python -m likewise.cli.benchmark.echo REPLY_FILE [ADDRESS]`, it prints "serving on" and its
+address: a free port unless told otherwise.
 """
 
 import asyncio
@@ -15,15 +16,16 @@ import grpc.aio
 
 from likewise.wire import MAX_MESSAGE_BYTES
 
+ANY_PORT: Final = "127.0.0.1:0"
 SEARCH_PATH: Final = "/likewise.v1.SearchService/Search"
 
 
-def echo_command(reply: Path) -> list[str]:
-    """The command line that serves the bytes of a file."""
-    return [sys.executable, "-m", "likewise.cli.benchmark.echo", str(reply)]
+def echo_command(reply: Path, address: str = ANY_PORT) -> list[str]:
+    """The command line that serves the bytes of a file, at an address as gRPC names it."""
+    return [sys.executable, "-m", "likewise.cli.benchmark.echo", str(reply), address]
 
 
-async def serve(reply: bytes) -> None:
+async def serve(reply: bytes, address: str) -> None:
     """Answer with `reply` until SIGTERM or SIGINT."""
 
     async def search(request: bytes, context: Any) -> bytes:
@@ -40,9 +42,10 @@ async def serve(reply: bytes) -> None:
         ]
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     await server.start()
-    print(f"serving on 127.0.0.1:{port}", flush=True)
+    host, _, chosen = address.rpartition(":")
+    print(f"serving on {host}:{port}" if chosen == "0" else f"serving on {address}", flush=True)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,4 +65,4 @@ def run_loop(main: Any) -> None:
 
 
 if __name__ == "__main__":
-    run_loop(serve(Path(sys.argv[1]).read_bytes()))
+    run_loop(serve(Path(sys.argv[1]).read_bytes(), *(sys.argv[2:] or [ANY_PORT])))
