@@ -33,7 +33,7 @@ def _server(path: Path, *, port: int = 0) -> Server:
 async def _answers(address: str) -> bool:
     async with aio.insecure_channel(address) as channel:
         health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
-    return health.status == health_pb2.HealthCheckResponse.SERVING
+    return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 async def test_a_server_answers_at_its_socket_and_at_its_port(path: Path) -> None:
