@@ -47,16 +47,15 @@ class Threads(Answers):
 class Caller(threading.Thread):
     """Searches in a thread of its own and keeps what came of it."""
 
-    def __init__(self, server: Threads, number: int, *, timeout: float | None = None, **query: Any) -> None:
+    def __init__(self, server: Threads, number: int, *, timeout: float | None = None) -> None:
         super().__init__(daemon=True)
-        self._server, self._timeout = server, timeout
-        self._search = search(number, **query)
+        self._server, self._number, self._timeout = server, number, timeout
         self.outcome: Hits | BaseException | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            self.outcome = self._server.batcher.search(self._search, self._timeout)
+            self.outcome = self._server.batcher.search(search(self._number), self._timeout)
         except BaseException as error:
             self.outcome = error
             if isinstance(error, ResourceExhausted):
@@ -131,29 +130,23 @@ def test_a_thread_whose_time_is_over_is_told_so(monkeypatch: pytest.MonkeyPatch)
     assert server.batcher.kinds == 0
 
 
-def test_a_thread_behind_more_than_its_time_is_enough_for_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_behind_as_many_as_may_wait_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MIN_PATIENCE_S", "MAX_PATIENCE_S", "PATIENT_SHARE"):
         monkeypatch.setattr(batching_policy, name, 1e9)
-    monkeypatch.setattr(batching_policy, "WORTH_WAITING", 0.0)
-    query: Any = {"k": 2000, "vectors": True}  # two of them fit into one call
+    monkeypatch.setattr(batching_policy, "MAX_WAITING", 2)
     server = Threads()
-    gates = server.gates[0], server.gates[1] = threading.Event(), threading.Event()
-    under_way = [Caller(server, number, **query) for number in range(2)]
-    assert server.entered.acquire(timeout=30)
-    gates[0].set()  # and with it there is a time of a call
-    assert under_way[server.calls[0][0]].result().ids == [str(server.calls[0][0])]
-    assert server.entered.acquire(timeout=30)
+    gate, first, others = waiting_threads(server, 8)
 
-    others = [Caller(server, number, **query) for number in range(2, 10)]
     for _ in range(6):
         assert server.refused.acquire(timeout=30)
-    gates[1].set()
+    gate.set()
 
-    found = [caller.result() for caller in (*under_way, *others)]
-    assert [one.reason for one in found if isinstance(one, ResourceExhausted)] == ["CLIENT_QUEUE_FULL"] * 6
-    assert [one.ids for one in found if isinstance(one, Hits)] == [
-        [str(number)] for number, one in enumerate(found) if isinstance(one, Hits)
-    ]
+    found = [caller.result() for caller in (first, *others)]
+    refused = [one for one in found if isinstance(one, ResourceExhausted)]
+    assert [one.reason for one in refused] == ["CLIENT_QUEUE_FULL"] * 6
+    assert [number for number, one in enumerate(found) if one not in refused and one.ids == [str(number)]] == sorted(
+        number for call in server.calls for number in call
+    )
     assert server.batcher.kinds == 0
 
 
