@@ -21,10 +21,10 @@ check: install
 	$(BIN)/mypy $(SOURCES) tests benchmarks
 	$(BIN)/lint-imports
 
-# Three files at a time on two cores: many minutes are waits for processes that start. In their order, so that no long file comes
+# Two files at a time: most of the minutes are waits for processes that start. In their order, so that no long file comes
 # last and alone.
 test: check
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long form of tests/faults: 200,000 operations. tests/faults/options.py has its variables.
 faults: install
