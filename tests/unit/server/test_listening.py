@@ -26,8 +26,8 @@ def left_behind(path: Path) -> Path:
     return path
 
 
-def _server(path: Path, *, port: int = 0) -> Server:
-    return Server(ServerOptions(port=port, socket=path), models=FakeModels(), galleries=FakeGalleries())
+def _server(path: Path) -> Server:
+    return Server(ServerOptions(port=0, socket=path), models=FakeModels(), galleries=FakeGalleries())
 
 
 async def _answers(address: str) -> bool:
