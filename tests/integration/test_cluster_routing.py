@@ -1,6 +1,7 @@
 """A local Ray cluster below the router's seams: the same answers as in process, and parts that come back."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,14 +145,14 @@ async def test_a_killed_shard_comes_back_with_its_rows(gallery: GalleryHandle) -
     options = SearchOptions(space="default", k=10, min_version=await gallery.writer.version())
     before = await gallery.shards[0].search(_vectors(2, 9), options)
 
-    _kill(f"{gallery.spec.gallery_id}-shard-0-of-2-replica-0")
+    await _kill(f"{gallery.spec.gallery_id}-shard-0-of-2-replica-0")
     after = await _answered(gallery, options)
 
     _assert_same(before, after)
 
 
 async def test_a_killed_writer_comes_back_and_its_shards_follow_it(gallery: GalleryHandle) -> None:
-    _kill(f"{gallery.spec.gallery_id}-writer")
+    await _kill(f"{gallery.spec.gallery_id}-writer")
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
@@ -170,7 +171,7 @@ async def test_a_killed_controller_comes_back_and_knows_its_galleries(
     cluster: RayCluster, galleries: Galleries, gallery: GalleryHandle
 ) -> None:
     before = await cluster.resolve()
-    _kill(CONTROLLER)
+    await _kill(CONTROLLER)
     other = replace(SPEC, name="h", shards=1)
     async with asyncio.timeout(PATIENCE_S):
         while await cluster.resolve() == before:  # noqa: ASYNC110
@@ -225,5 +226,18 @@ def _assert_same(left: ShardHits, right: ShardHits) -> None:
         np.testing.assert_array_equal(left.vectors, right.vectors)
 
 
-def _kill(name: str) -> None:
-    ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=False)
+async def _kill(name: str) -> None:
+    """End an actor's process; returns when it is gone, since until then it may answer as if nothing had happened."""
+    actor = ray.get_actor(name, namespace=NAMESPACE)
+    process: int = await actor.__ray_call__.remote(lambda _: os.getpid())
+    ray.kill(actor, no_restart=False)
+    async with asyncio.timeout(PATIENCE_S):
+        while _runs(process):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
