@@ -19,7 +19,7 @@ import uvloop
 from likewise.internal.v1 import shard_service_pb2_grpc
 from likewise.server.remote.channels import Channels, Endpoint
 from likewise.server.remote.shard_servicer import ShardServicer
-from likewise.server.remote.shard_stub import ShardRoute, ShardStub
+from likewise.server.remote.shard_stub import SearchStream, ShardRoute, ShardStub, search_stream
 from likewise.server.replicas.replica_set import ReplicaSet
 from likewise.shards.merge import merge
 from likewise.shards.protocols import F32, SearchOptions, ShardHits
@@ -65,14 +65,18 @@ def serve(dim: int, address: "Connection[str, str]") -> None:
     uvloop.run(run())
 
 
-async def measure(address: str, shards: int, *, dim: int, k: int, seconds: float) -> dict[str, float]:
+async def measure(address: str, shards: int, *, dim: int, k: int, seconds: float, calls: bool) -> dict[str, float]:
     """Search again and again for so many seconds; milliseconds of a search."""
     channels = Channels()
 
     def connect(name: str) -> ShardStub:
         route = ShardRoute("a shard", channels, shard_service_pb2_grpc.ShardServiceStub, addresses=[name])
-        return ShardStub(route, gallery_id=gallery(dim).gallery_id, shard=0)
+        stream = None if calls else search_stream(channels, name)
+        if stream is not None:
+            streams.append(stream)
+        return ShardStub(route, gallery_id=gallery(dim).gallery_id, shard=0, stream=stream)
 
+    streams: list[SearchStream] = []
     sets = [ReplicaSet(f"shard {number}", connect, [address]) for number in range(shards)]
     query = np.ones((1, dim), dtype=np.float32)
     options = SearchOptions(space="default", k=k)
@@ -84,12 +88,16 @@ async def measure(address: str, shards: int, *, dim: int, k: int, seconds: float
         return time.process_time() - began
 
     await search()
+    while not all(stream.ready for stream in streams):
+        await search()
     wall, processor, merging, searches = time.perf_counter(), time.process_time(), 0.0, 0
     while searches < 3 or time.perf_counter() - wall < seconds:
         merging += await search()
         searches += 1
     processor = (time.process_time() - processor) / searches
     wall = (time.perf_counter() - wall) / searches
+    for stream in streams:
+        await stream.close()
     await channels.close()
     return {
         "search_ms": round(wall * 1e3, 3),
@@ -106,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each line")
+    parser.add_argument(
+        "--calls", action="store_true", help="a gRPC call for each search instead of a message of a stream"
+    )
     options = parser.parse_args(arguments)
     if min(options.shards) < 1 or options.dim < 1 or options.k < 1:
         parser.error("--shards, --dim and --k must be at least 1")
@@ -116,7 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         address = ours.recv()
         for shards in options.shards:
-            figures = uvloop.run(measure(address, shards, dim=options.dim, k=options.k, seconds=options.seconds))
+            figures = uvloop.run(
+                measure(address, shards, dim=options.dim, k=options.k, seconds=options.seconds, calls=options.calls)
+            )
             print(json.dumps({"shards": shards, "dim": options.dim, "k": options.k, **figures}), flush=True)
     finally:
         server.kill()

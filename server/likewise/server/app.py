@@ -41,6 +41,7 @@ from likewise.server.remote import inference_servicer
 from likewise.server.remote.inference_servicer import InferenceServicer
 from likewise.server.search import Searcher
 from likewise.server.search_service import SearchService
+from likewise.server.search_streams import SearchStreams
 from likewise.server.served import InUse, ServedModels
 from likewise.server.version_tokens import VersionTokens
 from likewise.shards import memory
@@ -166,6 +167,7 @@ class Server:
         self._state = _State.LOADING
         self._stack = contextlib.AsyncExitStack()
         self._grpc: aio.Server | None = None
+        self._drains: list[Callable[[], None]] = []
         self._health = Health((*_SERVICES, inference_servicer.SERVICE))
         self._port = 0
         self._listening = False
@@ -208,6 +210,8 @@ class Server:
         """Drain and close; running calls have `grace_s` seconds (by default the option's) to finish."""
         self._state = _State.DRAINING
         await self._health.close()
+        for drain in self._drains:
+            drain()
         if self._grpc is not None:
             await self._grpc.stop(self._options.drain_grace_s if grace_s is None else grace_s)
             self._grpc, self._listening = None, False
@@ -271,11 +275,15 @@ class Server:
             recent=recent,
             tokens=tokens,
         )
+        streams = SearchStreams(
+            searcher,
+            in_flight=options.stream_in_flight,
+            searches=handlers.messages("likewise.v1.SearchService/Search"),
+            matrices=handlers.messages("likewise.v1.SearchService/SearchVectors"),
+        )
+        self._drains.append(streams.drain)
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(
-            SearchService(
-                searcher, batch_concurrency=options.batch_concurrency, stream_in_flight=options.stream_in_flight
-            ),
-            server,
+            SearchService(searcher, batch_concurrency=options.batch_concurrency, streams=streams), server
         )
         items = ItemService(
             galleries=self._galleries,

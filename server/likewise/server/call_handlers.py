@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextvars import ContextVar
@@ -19,10 +18,11 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import StatusCode, aio
 
-from likewise.server import access_log, failures, validate
-from likewise.server.access_log import CallRecord
-from likewise.server.admission import Admission, TooManyCalls
+from likewise.server import validate
+from likewise.server.admission import Admission
+from likewise.server.calls import Call, Method
 from likewise.server.errors import InvalidRequest, ServiceError
+from likewise.server.message_calls import MessageCalls
 from likewise.server.metrics import Metrics
 from likewise.server.remote import deadlines
 from likewise.wire import MAX_MESSAGE_BYTES
@@ -51,7 +51,8 @@ _ALWAYS_ADMITTED: Final = (
     "inference.GRPCInferenceService/ServerReady",
     "inference.GRPCInferenceService/ModelReady",
 )
-
+# A stream that stays open is no work; the searches in it are counted, each as a call.
+_UNCOUNTED: Final = frozenset({"likewise.v1.SearchService/StreamSearch"})
 
 _OK: Final = StatusCode.OK.name
 _ENDS: Final = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
@@ -82,6 +83,7 @@ class CallHandlers(grpc.GenericRpcHandler):
         self._admission = Admission(max_calls)
         self._services: list[grpc.GenericRpcHandler] = []
         self._wrapped: dict[str, Handler] = {}
+        self._methods: dict[str, Method] = {}
 
     def add(self, services: Iterable[grpc.GenericRpcHandler]) -> None:
         """Add the handlers of services, before the server starts."""
@@ -101,13 +103,14 @@ class CallHandlers(grpc.GenericRpcHandler):
         return wrapped
 
     def _wrap(self, handler: Handler, path: str) -> Handler:
-        method = _Method(path.removeprefix("/"), _parser(handler.request_deserializer), self._metrics)
+        method = self._method(path.removeprefix("/"))
+        parse = _parser(handler.request_deserializer)
         behaviour: Any = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
 
-        async def unary(call: _Call, data: Any, context: Context) -> bytes:
+        async def unary(call: _Rpc, data: Any, context: Context) -> bytes:
             return _serialised(await behaviour(call.parsed(data), context))
 
-        async def streaming(call: _Call, data: Any, context: Context) -> None:
+        async def streaming(call: _Rpc, data: Any, context: Context) -> None:
             writing = _Writing(context)
             outcome = behaviour(call.parsed(data), writing)
             if not inspect.isasyncgen(outcome):
@@ -122,7 +125,7 @@ class CallHandlers(grpc.GenericRpcHandler):
         run = streaming if handler.response_streaming else unary
 
         async def handle(data: Any, context: Context) -> bytes | None:
-            call = _Call(method, context)
+            call = _Rpc(method, parse, context)
             admitted = False
             error: BaseException | None = None
             try:
@@ -150,11 +153,26 @@ class CallHandlers(grpc.GenericRpcHandler):
             return grpc.unary_stream_rpc_method_handler(handle)
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def _enter(self, method: "_Method", call: "_Call") -> bool:
+    def messages(self, name: str) -> MessageCalls:
+        """Takes the calls of a method that come as messages of a stream."""
+        return MessageCalls(self._method(name), admit=self._admit, admission=self._admission)
+
+    def _method(self, name: str) -> Method:
+        """The one of this name: a call that comes by itself and a message of a stream are counted as the same."""
+        method = self._methods.get(name)
+        if method is None:
+            always = name.startswith(_ALWAYS_ADMITTED)
+            counted = not always and name not in _UNCOUNTED
+            method = self._methods[name] = Method(name, self._metrics, always_admitted=always, counted=counted)
+        return method
+
+    def _enter(self, method: Method, call: Call) -> bool:
         """Take the call or raise, before anything of it is read; whether it counts as one in progress."""
         if method.always_admitted:
             return False
         self._admit()
+        if not method.counted:
+            return False
         self._admission.enter(call.remaining_s, call.started)
         return True
 
@@ -177,30 +195,6 @@ class ByName:
         """Leave them out: all of them are generic handlers too."""
 
 
-class _Method:
-    """What all calls of one method have in common, looked up once."""
-
-    def __init__(self, name: str, parse: Callable[[bytes], Any], metrics: Metrics) -> None:
-        self.name = name
-        self.parse = parse
-        self.always_admitted = name.startswith(_ALWAYS_ADMITTED)
-        self.rejected = metrics.rejected
-        self.in_flight = 0
-        metrics.rpc_in_flight.labels(name).set_function(lambda: self.in_flight)
-        self.duration = metrics.rpc_duration.labels(name)
-        self._requests = metrics.rpc_requests
-        self._by_code: dict[str, Any] = {}
-
-    def ended(self, code: str, seconds: float) -> None:
-        """Count a call that ended with this status after so long."""
-        self.in_flight -= 1
-        self.duration.observe(seconds)
-        counter = self._by_code.get(code)
-        if counter is None:
-            counter = self._by_code[code] = self._requests.labels(self.name, code)
-        counter.inc()
-
-
 class _Writing:
     """A context whose `write` takes messages, for handlers that write instead of yielding."""
 
@@ -214,52 +208,37 @@ class _Writing:
         return getattr(self._context, name)
 
 
-class _Call:
-    """One call from its first byte to its status."""
+class _Rpc(Call):
+    """A call that came by itself, from its first byte to its status."""
 
-    def __init__(self, method: _Method, context: Context) -> None:
-        self._method = method
+    def __init__(self, method: Method, parse: Callable[[bytes], Any], context: Context) -> None:
+        super().__init__(method, _given_request_id(_headers.get()), context.time_remaining())
+        self._parse = parse
         self._context = context
-        self.started = time.perf_counter()
-        self._record = CallRecord(request_id=_given_request_id(_headers.get()), method=method.name)
-        self.remaining_s = context.time_remaining()
-        deadlines.set_deadline(self.remaining_s)
-        access_log.begin(self._record)
-        method.in_flight += 1
 
     def parsed(self, data: Any) -> Any:
         """The request of a unary call, or the iterator over those of a stream."""
         if not isinstance(data, bytes):
-            return _parsed_stream(self._method.parse, data)
-        request = self._method.parse(data)
+            return _parsed_stream(self._parse, data)
+        request = self._parse(data)
         # Of the messages with such a field the caller's own id is the one to log and echo.
         if given := getattr(request, "request_id", ""):
-            self._record.request_id = validate.request_id(given)
+            self.record.request_id = validate.request_id(given)
         return request
 
     async def refuse(self, error: BaseException) -> None:
         """End the call with the status of an error."""
         if isinstance(error, aio.AbortError):
             return
-        record = self._record
-        status = error.status if isinstance(error, TooManyCalls) else failures.status_of(error, what=record.method)
-        service_error = failures.known(error)
-        record.error = service_error.reason if service_error else "INTERNAL"
-        if status.code == StatusCode.RESOURCE_EXHAUSTED.value[0]:
-            self._method.rejected.labels(record.error).inc()
-        metadata = (REQUEST_ID_KEY, record.request_id), (DETAILS_KEY, status.SerializeToString())
+        status = self.refusal(error)
+        metadata = (REQUEST_ID_KEY, self.record.request_id), (DETAILS_KEY, status.SerializeToString())
         await self._context.abort(_CODES[status.code], status.message, trailing_metadata=metadata)
 
     def end(self, error: BaseException | None) -> None:
         """Count the call and write its line."""
-        record, method = self._record, self._method
         if error is None:
-            self._context.set_trailing_metadata(((REQUEST_ID_KEY, record.request_id),))
-        record.code = self._code(error)
-        seconds = time.perf_counter() - self.started
-        record.duration_ms = seconds * 1e3
-        method.ended(record.code, seconds)
-        access_log.write(record)
+            self._context.set_trailing_metadata(((REQUEST_ID_KEY, self.record.request_id),))
+        self.ended(self._code(error))
 
     def _code(self, error: BaseException | None) -> str:
         code = self._context.code()
@@ -278,8 +257,7 @@ def _given_request_id(headers: Headers) -> str:
                 return validate.request_id(value)
             except InvalidRequest:
                 log.warning("a caller's %s header of %d characters is not usable", REQUEST_ID_KEY, len(value))
-    # Unique enough to find a line in a log, and nobody relies on its being secret.
-    return f"{random.getrandbits(128):032x}"
+    return ""
 
 
 def _parser(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

@@ -18,7 +18,7 @@ from likewise.server import access_log, answer, failures, validate
 from likewise.server.answer import Answer
 from likewise.server.compose import Composed
 from likewise.server.errors import ServiceError
-from likewise.server.fan_out import LiveCounts, fan_out
+from likewise.server.fan_out import FanOut, LiveCounts, fan_out
 from likewise.server.metrics import Metrics
 from likewise.server.prepare import Asked, Preparer
 from likewise.server.prepared import Prepared
@@ -139,11 +139,15 @@ class Searcher:
         )
         merge_us = round((time.perf_counter() - started) * 1e6)
         respond(searches, found, answers, merge_us, asked)
-        self._metrics.searches([one.response for one in answers], [search.size for search in searches])
-        if first.options.filter and (live := found.coverage.items_searched):
-            allowed = sum(shard.plan.allowed for shard in found.answers.values())
-            self._metrics.filter_selectivity.observe(allowed / live, len(queries))
+        # Nobody has to wait for what is counted of it.
+        asyncio.get_running_loop().call_soon(self._count, searches, found, answers)
         return answers
+
+    def _count(self, searches: Sequence[Prepared], found: FanOut, answers: Sequence[Answer]) -> None:
+        self._metrics.searches([one.response for one in answers], [search.size for search in searches])
+        if searches[0].options.filter and (live := found.coverage.items_searched):
+            allowed = sum(shard.plan.allowed for shard in found.answers.values())
+            self._metrics.filter_selectivity.observe(allowed / live, sum(search.size for search in searches))
 
     async def compose(self, request: pb.ComposeRequest) -> pb.ComposeResponse:
         """The query vector alone."""

@@ -269,19 +269,6 @@ async def test_an_empty_batch_is_answered_empty() -> None:
     assert len(response.results) == 0
 
 
-async def test_a_stream_answers_by_correlation_and_reports_errors_one_by_one() -> None:
-    async with shop() as stubs:
-        messages = [
-            pb.StreamSearchRequest(correlation_id=i, request=by_vector(MATRIX[i], k=1 if i != 2 else 0))
-            for i in range(5)
-        ]
-        answers = {answer.correlation_id: answer async for answer in stubs.search.StreamSearch(iter(messages))}
-
-    assert sorted(answers) == [0, 1, 2, 3, 4]
-    assert answers[4].response.hits.ids[0] == "item-04"
-    assert answers[2].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-
-
 async def test_searches_of_several_callers_reach_a_shard_as_one_call_and_say_how_long_they_waited() -> None:
     galleries = FakeGalleries()
     async with shop(galleries, shards=1) as stubs:
@@ -296,25 +283,6 @@ async def test_searches_of_several_callers_reach_a_shard_as_one_call_and_say_how
     assert len(shard.batches) < 6
     assert all(answer.timing.gather_us + answer.timing.fan_out_us <= answer.timing.total_us for answer in answers)
     assert max(answer.timing.gather_us for answer in answers) >= 1_000  # the one under way did not come back
-
-
-async def test_a_stream_keeps_no_more_searches_in_work_than_allowed() -> None:
-    galleries = FakeGalleries()
-    async with shop(galleries, shards=1, stream_in_flight=2) as stubs:
-        shard = galleries.shards("shop")[0]
-        shard.gate = asyncio.Event()
-        call = stubs.search.StreamSearch()
-        for i in range(6):
-            await call.write(pb.StreamSearchRequest(correlation_id=i, request=by_vector(MATRIX[i], k=1)))
-        await call.done_writing()
-        await until(lambda: len(shard.batches) >= 2)
-        await stubs.search.Compose(_compose_request())  # a whole call later there are still no more
-        started = len(shard.batches)
-        shard.gate.set()
-        answers = [answer async for answer in call]
-
-    assert started == 2
-    assert len(answers) == 6
 
 
 async def test_compose_gives_the_vector_that_search_would_use() -> None:

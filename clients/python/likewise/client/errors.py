@@ -249,6 +249,12 @@ _CLASSES: Final[Mapping[StatusCode, type[LikewiseError]]] = {
 }
 
 
+def too_late(request_id: str) -> DeadlineExceeded:
+    """Of a caller whose time is over while what it waits for goes on, or before that began (no id then)."""
+    message = "the search's time was over before its answer came"
+    return DeadlineExceeded(message, reason="CLIENT_TIMEOUT", request_id=request_id)
+
+
 def from_status(status: status_pb2.Status, *, request_id: str = "") -> LikewiseError:
     """The error of a google.rpc.Status, as it stands in a batch or in a call's trailing metadata."""
     return _build(_CODES.get(status.code, StatusCode.UNKNOWN), status.message, status, request_id)

@@ -102,6 +102,7 @@ _GALLERIES, _MODELS = gallery_service_pb2.DESCRIPTOR, model_service_pb2.DESCRIPT
 SEARCH = _rpc(_SEARCH, "SearchService", "Search")
 BATCH_SEARCH = _rpc(_SEARCH, "SearchService", "BatchSearch")
 SEARCH_VECTORS = _rpc(_SEARCH, "SearchService", "SearchVectors")
+STREAM_SEARCH = _rpc(_SEARCH, "SearchService", "StreamSearch")
 COMPOSE = _rpc(_SEARCH, "SearchService", "Compose")
 EXPLAIN = _rpc(_SEARCH, "SearchService", "Explain")
 UPSERT = _rpc(_ITEMS, "ItemService", "Upsert")

@@ -2,7 +2,9 @@
 """How calls go over a channel: `Transport` for threads, `AsyncTransport` for asyncio, with the same methods."""
 
 import asyncio
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from typing import Any, Final, TypeVar
@@ -11,9 +13,10 @@ import grpc
 import grpc.aio
 
 from likewise.client.channel import ChannelConfig
-from likewise.client.errors import REQUEST_ID_KEY, Cancelled, ClientClosed, LikewiseError
-from likewise.client.rpc import Call, Rpc, read_answer, translated
+from likewise.client.errors import REQUEST_ID_KEY, Cancelled, ClientClosed, LikewiseError, Unavailable, from_status
+from likewise.client.rpc import SEARCH, STREAM_SEARCH, Call, Rpc, read_answer, translated
 from likewise.client.search_batching import AsyncSearchBatcher, SearchBatcher
+from likewise.client.search_stream import SearchStream
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -175,7 +178,9 @@ class AsyncTransport:
         self._channel: grpc.aio.Channel | None = None
         self._methods: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, Any]] = {}
         self._closed = False
-        self.searches = AsyncSearchBatcher(self.call, config)
+        self._stream = SearchStream(self._search_stream, config.serialise)
+        self._searching = SearchStream(self._search_stream, config.serialise)
+        self.searches = AsyncSearchBatcher(self.search, config)
 
     async def call(self, call: Call[T], timeout: float | None) -> T:
         """One call."""
@@ -192,6 +197,23 @@ class AsyncTransport:
             if self._closed and not (task and task.cancelling()):
                 raise ClientClosed from error
             raise
+
+    async def search(self, call: Call[T], timeout: float | None) -> T:
+        """A Search or SearchVectors as a message of a stream; where there is none, or if it fails, as a call."""
+        if self._closed or not self._searching.ready:
+            return await self.call(call, timeout)
+        deadline_s = self.config.deadline_s(timeout)
+        began = time.monotonic()
+        message = await self._searching.ask(call, deadline_s)
+        if message is not None and message.HasField("error"):
+            error = from_status(message.error, request_id=call.request_id)
+            if not isinstance(error, Unavailable | Cancelled):
+                raise error
+        elif message is not None:
+            return read_answer(call, message.response if call.rpc is SEARCH else message.vectors)
+        # The stream is gone, or the server says what a call is tried again for.
+        left_s = math.inf if deadline_s is None else max(deadline_s - (time.monotonic() - began), 0.001)
+        return await self.call(call, left_s)
 
     async def stream(self, call: Call[T], timeout: float | None) -> AsyncGenerator[T]:
         """One call with many answers, as they come; given up when the generator is closed."""
@@ -261,6 +283,7 @@ class AsyncTransport:
     async def close(self) -> None:
         """End the connection; calls under way are given up."""
         self._closed = True
+        await self._searching.close()
         if self._channel is not None:
             await self._channel.close(_CLOSE_GRACE_S)
 
@@ -269,6 +292,9 @@ class AsyncTransport:
             return await self.call(call, timeout)
         except LikewiseError as error:
             return error
+
+    def _search_stream(self) -> Any:
+        return self.duplex(STREAM_SEARCH, metadata=self.config.metadata)
 
     def _method(self, rpc: Rpc) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, Any]":
         if self._closed:

@@ -89,8 +89,11 @@ def vector_search(memory: GalleryMemory, query: Query) -> VectorSearch | None:
 def together(searches: Sequence[VectorSearch]) -> Call[list[Hits | LikewiseError]]:
     """Searches of one kind as one SearchVectors, answered in order."""
     first = searches[0]
-    data = b"".join([search.vector.data for search in searches])
-    return _call(first.form, common_pb.Vectors(dtype=first.vector.dtype, dim=first.vector.dim, data=data))
+    request = _request(first.form)
+    vectors = request.vectors
+    vectors.dtype, vectors.dim = first.vector.dtype, first.vector.dim
+    vectors.data = b"".join([search.vector.data for search in searches])
+    return _call(request)
 
 
 def many_calls(
@@ -115,11 +118,19 @@ def _matrix_calls(
     form = _known_form(memory, shared)
     step = min(form.most, max(1, _MATRIX_BYTES // (4 * rows.shape[1])))
     for start in range(0, len(rows), step):
-        yield _call(form, encode_vectors(rows[start : start + step]), start)
+        request = _request(form)
+        request.vectors.CopyFrom(encode_vectors(rows[start : start + step]))
+        yield _call(request, start)
 
 
-def _call(form: VectorForm, vectors: common_pb.Vectors, start: int = 0) -> Call[list[Hits | LikewiseError]]:
-    request = search_pb.SearchVectorsRequest(search=form.request, vectors=vectors)
+def _request(form: VectorForm) -> search_pb.SearchVectorsRequest:
+    """A request without its vectors, to be filled in place: as an argument 64 KiB of them took 80 us instead of 3."""
+    request = search_pb.SearchVectorsRequest()
+    request.search.CopyFrom(form.request)
+    return request
+
+
+def _call(request: search_pb.SearchVectorsRequest, start: int = 0) -> Call[list[Hits | LikewiseError]]:
     return make_call(rpc.SEARCH_VECTORS, request, functools.partial(_row_results, start=start))
 
 

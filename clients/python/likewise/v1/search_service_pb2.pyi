@@ -1071,20 +1071,40 @@ class StreamSearchRequest(_message.Message):
 
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_US_FIELD_NUMBER: _builtins.int
     correlation_id: _builtins.int
+    """Another one for each search that is unanswered."""
+    cancel: _builtins.bool
+    """Gives up the unanswered search of this id; only an answer that is on its way comes then."""
+    timeout_us: _builtins.int
+    """From when the server reads it, then DEADLINE_EXCEEDED. Default: none of its own."""
     @_builtins.property
     def request(self) -> Global___SearchRequest: ...
+    @_builtins.property
+    def vectors(self) -> Global___SearchVectorsRequest: ...
     def __init__(
         self,
         *,
         correlation_id: _builtins.int = ...,
         request: Global___SearchRequest | None = ...,
+        vectors: Global___SearchVectorsRequest | None = ...,
+        cancel: _builtins.bool = ...,
+        timeout_us: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout_us", b"_timeout_us", "cancel", b"cancel", "request", b"request", "search", b"search", "timeout_us", b"timeout_us", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_us", b"_timeout_us", "cancel", b"cancel", "correlation_id", b"correlation_id", "request", b"request", "search", b"search", "timeout_us", b"timeout_us", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__timeout_us: _TypeAlias = _typing.Literal["timeout_us"]  # noqa: Y015
+    _WhichOneofArgType__timeout_us: _TypeAlias = _typing.Literal["_timeout_us", b"_timeout_us"]  # noqa: Y015
+    _WhichOneofReturnType_search: _TypeAlias = _typing.Literal["request", "vectors", "cancel"]  # noqa: Y015
+    _WhichOneofArgType_search: _TypeAlias = _typing.Literal["search", b"search"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_us) -> _WhichOneofReturnType__timeout_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_search) -> _WhichOneofReturnType_search | None: ...
 
 Global___StreamSearchRequest: _TypeAlias = StreamSearchRequest  # noqa: Y015
 
@@ -1097,23 +1117,31 @@ class StreamSearchResponse(_message.Message):
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
     correlation_id: _builtins.int
     @_builtins.property
-    def response(self) -> Global___SearchResponse: ...
+    def response(self) -> Global___SearchResponse:
+        """To a request."""
+
     @_builtins.property
     def error(self) -> _status_pb2.Status: ...
+    @_builtins.property
+    def vectors(self) -> Global___SearchVectorsResponse:
+        """To vectors."""
+
     def __init__(
         self,
         *,
         correlation_id: _builtins.int = ...,
         response: Global___SearchResponse | None = ...,
         error: _status_pb2.Status | None = ...,
+        vectors: Global___SearchVectorsResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "error", b"error", "outcome", b"outcome", "response", b"response", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error", "vectors"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 

@@ -111,7 +111,12 @@ class SearchServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamSearch(self, request_iterator, context):
-        """Searches as they come; answers carry the caller's correlation id and may overtake each other.
+        """Searches as they come, each with its own answer or status; answers carry the caller's correlation id and may overtake
+        each other. A message costs a fraction of what a call costs. Codes as for the calls.
+
+        The headers come as soon as the server takes searches. A server that drains answers those it has read and ends the
+        stream with OK: what is unanswered then is to be asked again. Reading pauses while LIKEWISE_STREAM_IN_FLIGHT
+        searches are in work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

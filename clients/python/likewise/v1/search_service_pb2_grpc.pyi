@@ -61,7 +61,13 @@ class SearchServiceStub:
     search that has a reference or conditions.
     """
     StreamSearch: _grpc.StreamStreamMultiCallable[_search_service_pb2.StreamSearchRequest, _search_service_pb2.StreamSearchResponse]
-    """Searches as they come; answers carry the caller's correlation id and may overtake each other."""
+    """Searches as they come, each with its own answer or status; answers carry the caller's correlation id and may overtake
+    each other. A message costs a fraction of what a call costs. Codes as for the calls.
+
+    The headers come as soon as the server takes searches. A server that drains answers those it has read and ends the
+    stream with OK: what is unanswered then is to be asked again. Reading pauses while LIKEWISE_STREAM_IN_FLIGHT
+    searches are in work.
+    """
     Compose: _grpc.UnaryUnaryMultiCallable[_search_service_pb2.ComposeRequest, _search_service_pb2.ComposeResponse]
     """The query vector that Search would use, without searching. Codes as for Search."""
     Explain: _grpc.UnaryUnaryMultiCallable[_search_service_pb2.ExplainRequest, _search_service_pb2.ExplainResponse]
@@ -100,7 +106,13 @@ class SearchServiceAsyncStub(SearchServiceStub):
     search that has a reference or conditions.
     """
     StreamSearch: _aio.StreamStreamMultiCallable[_search_service_pb2.StreamSearchRequest, _search_service_pb2.StreamSearchResponse]  # type: ignore[assignment]
-    """Searches as they come; answers carry the caller's correlation id and may overtake each other."""
+    """Searches as they come, each with its own answer or status; answers carry the caller's correlation id and may overtake
+    each other. A message costs a fraction of what a call costs. Codes as for the calls.
+
+    The headers come as soon as the server takes searches. A server that drains answers those it has read and ends the
+    stream with OK: what is unanswered then is to be asked again. Reading pauses while LIKEWISE_STREAM_IN_FLIGHT
+    searches are in work.
+    """
     Compose: _aio.UnaryUnaryMultiCallable[_search_service_pb2.ComposeRequest, _search_service_pb2.ComposeResponse]  # type: ignore[assignment]
     """The query vector that Search would use, without searching. Codes as for Search."""
     Explain: _aio.UnaryUnaryMultiCallable[_search_service_pb2.ExplainRequest, _search_service_pb2.ExplainResponse]  # type: ignore[assignment]
@@ -160,7 +172,13 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_search_service_pb2.StreamSearchRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_search_service_pb2.StreamSearchResponse], _abc.AsyncIterator[_search_service_pb2.StreamSearchResponse]]:
-        """Searches as they come; answers carry the caller's correlation id and may overtake each other."""
+        """Searches as they come, each with its own answer or status; answers carry the caller's correlation id and may overtake
+        each other. A message costs a fraction of what a call costs. Codes as for the calls.
+
+        The headers come as soon as the server takes searches. A server that drains answers those it has read and ends the
+        stream with OK: what is unanswered then is to be asked again. Reading pauses while LIKEWISE_STREAM_IN_FLIGHT
+        searches are in work.
+        """
 
     @_abc_1.abstractmethod
     def Compose(

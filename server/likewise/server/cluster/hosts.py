@@ -122,6 +122,7 @@ class ShardHost:
         self._options = options
         self._endpoint = Endpoint(options.listen)
         self._shard: Shard | None = None
+        self._servicer: ShardServicer | None = None
         self._serving: Serving | None = None
 
     async def start(self) -> Serving:
@@ -144,8 +145,8 @@ class ShardHost:
             )
             await shard.start()
             self._shard = shard
-            servicer = ShardServicer(shard, shard, spec=spec, number=part.shard)
-            shard_service_pb2_grpc.add_ShardServiceServicer_to_server(servicer, self._endpoint.server)
+            self._servicer = ShardServicer(shard, shard, spec=spec, number=part.shard)
+            shard_service_pb2_grpc.add_ShardServiceServicer_to_server(self._servicer, self._endpoint.server)
             self._serving = Serving(await self._endpoint.start())
         return self._serving
 
@@ -167,6 +168,8 @@ class ShardHost:
 
     async def stop(self, *, grace_s: float, discard: bool) -> None:
         """See `Host.stop`."""
+        if self._servicer is not None:
+            self._servicer.drain()
         await self._endpoint.stop(grace_s=grace_s)
         if self._shard is not None:
             await self._shard.close()

@@ -12,7 +12,7 @@ from likewise.server.cluster.routed_snapshots import RoutedSnapshots
 from likewise.server.errors import NotFound, Unavailable
 from likewise.server.protocols import GalleryHandle
 from likewise.server.remote.channels import Channels
-from likewise.server.remote.shard_stub import ShardRoute, ShardStub
+from likewise.server.remote.shard_stub import ShardRoute, ShardStub, search_stream
 from likewise.server.remote.writer_stub import WriterRoute, WriterStub
 from likewise.server.replicas.replica_set import ReplicaSet
 from likewise.server.validate import shown
@@ -150,7 +150,8 @@ class RoutedGalleries:
         def connect(address: str) -> ShardStub:
             # One address a route: a stub splits large calls, and the halves must not come from two replicas.
             route = ShardRoute(what, self._channels, shard_service_pb2_grpc.ShardServiceStub, addresses=[address])
-            return ShardStub(route, gallery_id=spec.gallery_id, shard=number)
+            stream = search_stream(self._channels, address)
+            return ShardStub(route, gallery_id=spec.gallery_id, shard=number, stream=stream)
 
         return ReplicaSet(what, connect)
 

@@ -1,5 +1,6 @@
 """`ShardService` around one shard."""
 
+from collections.abc import AsyncIterator
 from typing import Final, TypeVar
 
 from google.protobuf.message import Message
@@ -7,8 +8,9 @@ from google.protobuf.message import Message
 from likewise.internal.v1 import shard_service_pb2 as pb
 from likewise.internal.v1 import shard_service_pb2_grpc as pb_grpc
 from likewise.server.errors import FailedPrecondition
-from likewise.server.remote import shard_messages
+from likewise.server.remote import deadlines, shard_messages, statuses
 from likewise.server.remote.channels import Context
+from likewise.server.remote.message_server import MessageServer
 from likewise.server.remote.statuses import MessageTooLarge
 from likewise.shards.protocols import DeltaSink, ShardSearch, UnknownAttribute
 from likewise.shards.spec import GallerySpec
@@ -18,6 +20,9 @@ ReplyT = TypeVar("ReplyT", bound=Message)
 
 ANOTHER_SHARD: Final = "ANOTHER_SHARD"
 """Reason of a refusal: a shard is asked in the name of another, as after a move on reused ports."""
+
+MAX_MESSAGES: Final = 256
+"""Searches of one stream in work at a time; a router sends fewer."""
 
 
 class ShardServicer(pb_grpc.ShardServiceServicer):
@@ -35,9 +40,33 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         self._sink = sink
         self._spec = spec
         self._number = number
+        self._messages = MessageServer(self._answer, in_flight=MAX_MESSAGES)
+
+    def drain(self) -> None:
+        """See `MessageServer.drain`."""
+        self._messages.drain()
 
     async def Search(self, request: pb.ShardServiceSearchRequest, context: Context) -> pb.ShardServiceSearchResponse:
         """See the proto."""
+        return await self._search(request)
+
+    # The type stubs know handlers that yield; gRPC takes those that write as well.
+    async def StreamSearch(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.ShardServiceStreamSearchRequest], context: Context
+    ) -> None:
+        """See the proto."""
+        await self._messages.serve(request_iterator, context.write, context)
+
+    async def _answer(self, message: pb.ShardServiceStreamSearchRequest) -> pb.ShardServiceStreamSearchResponse:
+        deadlines.set_deadline(message.timeout_us / 1e6 if message.HasField("timeout_us") else None)
+        response = pb.ShardServiceStreamSearchResponse(correlation_id=message.correlation_id)
+        try:
+            response.answer.CopyFrom(await self._search(message.search))
+        except Exception as error:
+            response.error.CopyFrom(statuses.told(error, "likewise.internal.v1.ShardService/StreamSearch"))
+        return response
+
+    async def _search(self, request: pb.ShardServiceSearchRequest) -> pb.ShardServiceSearchResponse:
         self._check(request.address)
         queries = shard_messages.queries_matrix(request.vectors, dim=self._dim(request.space))
         hits = await self._shard.search(queries, shard_messages.search_options(request))

@@ -1,13 +1,14 @@
 """A shard that lives behind a channel: it behaves as one in process, answers over a message's size come in parts."""
 
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from likewise.internal.v1 import shard_service_pb2 as pb
 from likewise.internal.v1 import shard_service_pb2_grpc as pb_grpc
-from likewise.server.errors import FailedPrecondition
-from likewise.server.remote import shard_messages
-from likewise.server.remote.channels import MAX_REQUEST_BYTES, Route
+from likewise.message_stream import MessageStream
+from likewise.server.errors import DeadlinePassed, FailedPrecondition, ServiceError
+from likewise.server.remote import deadlines, shard_messages, statuses
+from likewise.server.remote.channels import MAX_REQUEST_BYTES, Channels, Route
 from likewise.server.remote.shard_servicer import ANOTHER_SHARD
 from likewise.server.remote.statuses import MessageTooLarge
 from likewise.shards.protocols import F32, Delta, Rows, SearchOptions, ShardHits, Unavailable
@@ -17,17 +18,42 @@ if TYPE_CHECKING:
     ShardRoute = Route[pb_grpc.ShardServiceAsyncStub]
 else:
     ShardRoute = Route
+SearchStream = MessageStream[pb.ShardServiceStreamSearchResponse]
 ReplyT = TypeVar("ReplyT")
+
+MOST: Final = 64
+"""Searches that one stream carries at a time; others are calls."""
+
+_STREAM_SEARCH: Final = "/likewise.internal.v1.ShardService/StreamSearch"
+
+
+def search_stream(channels: Channels, address: str) -> SearchStream:
+    """Carries searches as messages to the shard at an address."""
+
+    def connect() -> Any:
+        method: Any = channels.get(address).stream_stream(
+            _STREAM_SEARCH, None, pb.ShardServiceStreamSearchResponse.FromString
+        )
+        return method()
+
+    return MessageStream(connect, _withdraw, most=MOST)
 
 
 class ShardStub:
     """`ShardSearch` and `DeltaSink` over `ShardService`.
 
     Sends at once: concurrent queries are put into batches by the shard, where all routers' queries meet.
+
+    Args:
+        route: Where it is.
+        gallery_id: Of its gallery.
+        shard: Its number.
+        stream: Carries searches as messages to the one address of the route; None to make calls of them.
     """
 
-    def __init__(self, route: ShardRoute, *, gallery_id: str, shard: int) -> None:
+    def __init__(self, route: ShardRoute, *, gallery_id: str, shard: int, stream: SearchStream | None = None) -> None:
         self._route = route
+        self._stream = stream
         self._address = pb.ShardAddress(gallery_id=gallery_id, shard=shard)
 
     async def search(self, queries: F32, options: SearchOptions) -> ShardHits:
@@ -36,7 +62,7 @@ class ShardStub:
         try:
             if len(queries) > 1 and request.ByteSize() > MAX_REQUEST_BYTES:
                 raise MessageTooLarge(f"{len(queries)} queries do not fit a message")
-            response = await self._guard(self._route.call(lambda stub: stub.Search, request))
+            response = await self._guard(self._searched(request))
         except MessageTooLarge:
             if len(queries) <= 1:
                 raise
@@ -144,6 +170,28 @@ class ShardStub:
         """See `DeltaSink.apply`."""
         await self._guard(self._route.call(lambda stub: stub.Apply, shard_messages.apply_request(self._address, delta)))
 
+    async def _searched(self, request: pb.ShardServiceSearchRequest) -> pb.ShardServiceSearchResponse:
+        """The answer by the stream; where there is none, or it ended before, by a call, which knows what that means."""
+        if self._stream is not None and self._stream.ready:
+            remaining_s = deadlines.remaining_s()
+
+            def pack(number: int) -> bytes:
+                message = pb.ShardServiceStreamSearchRequest(correlation_id=number)
+                message.search.CopyFrom(request)
+                if remaining_s is not None:
+                    message.timeout_us = round(remaining_s * 1e6)
+                return message.SerializeToString()
+
+            message = await self._stream.ask(pack, remaining_s, self._too_late)
+            if message is not None and message.HasField("error"):
+                raise statuses.from_status(message.error) or ServiceError("internal error")
+            if message is not None:
+                return message.answer
+        return await self._route.call(lambda stub: stub.Search, request)
+
+    def _too_late(self) -> Exception:
+        return DeadlinePassed(f"the deadline passed while {self._route.what} worked")
+
     async def _guard(self, call: Awaitable[ReplyT]) -> ReplyT:
         try:
             return await call
@@ -151,3 +199,7 @@ class ShardStub:
             if error.reason != ANOTHER_SHARD:
                 raise
             raise Unavailable(f"{self._route.what} has moved: {error}") from error
+
+
+def _withdraw(number: int) -> bytes:
+    return pb.ShardServiceStreamSearchRequest(correlation_id=number, cancel=True).SerializeToString()

@@ -33,6 +33,7 @@ SHARD_UNAVAILABLE: Final = "SHARD_UNAVAILABLE"
 STORE_FAILURE: Final = "STORE_FAILURE"
 MESSAGE_TOO_LARGE: Final = "MESSAGE_TOO_LARGE"
 
+_CODES: Final = {code.value[0]: code for code in StatusCode}
 _BY_CODE: Final[dict[StatusCode, type[errors.ServiceError]]] = {
     kind.code: kind
     for kind in (
@@ -83,7 +84,8 @@ def _as_service_error(error: BaseException) -> errors.ServiceError:
 
 def is_ours(error: aio.AioRpcError) -> bool:
     """Whether the other side's own code answered, rather than the transport between."""
-    return _details(error)[0] is not None
+    status = _status(error)
+    return status is not None and _details(status)[0] is not None
 
 
 def from_rpc(error: aio.AioRpcError, *, what: str, unavailable: type[Exception] = protocols.Unavailable) -> Exception:
@@ -94,10 +96,18 @@ def from_rpc(error: aio.AioRpcError, *, what: str, unavailable: type[Exception] 
         what: Who was called, for messages of failures that no side worded.
         unavailable: Error that stands for "cannot be reached" at the caller's seam.
     """
-    info, bad_request, retry = _details(error)
-    text = error.details() or ""
+    status = _status(error)
+    if status is None or (found := from_status(status)) is None:
+        return _of_transport(error.code(), error.details() or "", what=what, unavailable=unavailable)
+    return found
+
+
+def from_status(status: status_pb2.Status) -> Exception | None:
+    """The exception that a status stands for; None if it is none of ours."""
+    info, bad_request, retry = _details(status)
     if info is None:
-        return _of_transport(error.code(), text, what=what, unavailable=unavailable)
+        return None
+    text = status.message
     retry_after_s = None if retry is None else retry.retry_delay.ToNanoseconds() / 1e9
     field = bad_request.field_violations[0].field if bad_request is not None and bad_request.field_violations else ""
     if info.reason == UNKNOWN_ATTRIBUTE:
@@ -111,7 +121,11 @@ def from_rpc(error: aio.AioRpcError, *, what: str, unavailable: type[Exception] 
         if "errno" in info.metadata:  # a full disk is told apart from other failures by it
             failure.__cause__ = OSError(int(info.metadata["errno"]), text)
         return failure
-    kind = MessageTooLarge if info.reason == MESSAGE_TOO_LARGE else _BY_CODE.get(error.code(), errors.ServiceError)
+    kind = errors.ServiceError
+    if info.reason == MESSAGE_TOO_LARGE:
+        kind = MessageTooLarge
+    elif (code := _CODES.get(status.code)) is not None:
+        kind = _BY_CODE.get(code, errors.ServiceError)
     return kind(text, reason=info.reason, field=field, retry_after_s=retry_after_s, metadata=dict(info.metadata))
 
 
@@ -126,23 +140,27 @@ def _of_transport(code: StatusCode, text: str, *, what: str, unavailable: type[E
     return errors.ServiceError("internal error") if kind is None else kind(f"{what}: {text}")
 
 
+def _status(error: aio.AioRpcError) -> status_pb2.Status | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            return status_pb2.Status.FromString(value)
+    return None
+
+
 def _details(
-    error: aio.AioRpcError,
+    status: status_pb2.Status,
 ) -> tuple[error_details_pb2.ErrorInfo | None, error_details_pb2.BadRequest | None, error_details_pb2.RetryInfo | None]:
     info: error_details_pb2.ErrorInfo | None = None
     bad_request: error_details_pb2.BadRequest | None = None
     retry: error_details_pb2.RetryInfo | None = None
-    for key, value in error.trailing_metadata() or ():
-        if key != DETAILS_KEY or not isinstance(value, bytes):
-            continue
-        for packed in status_pb2.Status.FromString(value).details:
-            if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                candidate = error_details_pb2.ErrorInfo.FromString(packed.value)
-                info = candidate if candidate.domain == errors.DOMAIN else info
-            elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-                bad_request = error_details_pb2.BadRequest.FromString(packed.value)
-            elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-                retry = error_details_pb2.RetryInfo.FromString(packed.value)
+    for packed in status.details:
+        if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            candidate = error_details_pb2.ErrorInfo.FromString(packed.value)
+            info = candidate if candidate.domain == errors.DOMAIN else info
+        elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad_request = error_details_pb2.BadRequest.FromString(packed.value)
+        elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo.FromString(packed.value)
     return info, bad_request, retry
 
 
@@ -197,12 +215,17 @@ def _guarded_stream(behaviour: Callable[[Any, Any], Any], method: str) -> Callab
     return answer
 
 
+def told(error: Exception, method: str) -> status_pb2.Status:
+    """The status of an error of a servicer; what is of neither kind is logged as a failure of the method."""
+    if not isinstance(error, errors.ServiceError | protocols.ShardError):
+        _log.error("%s failed", method, exc_info=error)
+    return to_status(error)
+
+
 async def _refuse(error: Exception, context: Any, method: str) -> NoReturn:
     if isinstance(error, aio.AbortError):
         raise error
-    if not isinstance(error, errors.ServiceError | protocols.ShardError):
-        _log.error("%s failed", method, exc_info=error)
-    status = to_status(error)
+    status = told(error, method)
     code = next(code for code in StatusCode if code.value[0] == status.code)
     await context.abort(code, status.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
     raise AssertionError("abort raises. This is a bug.")

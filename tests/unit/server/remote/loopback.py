@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
+from tests.unit.server.waiting import until
 
 from likewise.internal.v1 import shard_service_pb2_grpc
 from likewise.server.remote.channels import Channels, Endpoint
 from likewise.server.remote.shard_servicer import ShardServicer
-from likewise.server.remote.shard_stub import ShardRoute, ShardStub
+from likewise.server.remote.shard_stub import ShardRoute, ShardStub, search_stream
 from likewise.shards import layout
 from likewise.shards.protocols import (
     F32,
@@ -183,9 +184,14 @@ class Loopback:
         self._endpoints.append(endpoint)
         return await endpoint.start()
 
-    async def shard_stub(self, shard: NumpyShard, *, number: int = 1) -> ShardStub:
-        """A stub of a shard behind an endpoint of its own."""
-        return ShardStub(await self.shard_route(shard), gallery_id=SPEC.gallery_id, shard=number)
+    async def shard_stub(self, shard: NumpyShard, *, number: int = 1, streamed: bool = False) -> ShardStub:
+        """A stub of a shard behind an endpoint of its own, whose stream is open if there is to be one."""
+        route = await self.shard_route(shard)
+        if not streamed:
+            return ShardStub(route, gallery_id=SPEC.gallery_id, shard=number)
+        stream = search_stream(self.channels, route.addresses[0])
+        await until(lambda: stream.ready)
+        return ShardStub(route, gallery_id=SPEC.gallery_id, shard=number, stream=stream)
 
     async def shard_route(self, *shards: NumpyShard) -> ShardRoute:
         """A route to shard 1's replicas."""

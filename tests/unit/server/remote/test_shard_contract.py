@@ -29,10 +29,17 @@ class Part(ShardSearch, DeltaSink, Protocol):
     """What both implementations are."""
 
 
-@pytest.fixture(params=["in process", "over gRPC"])
+@pytest.fixture(params=["in process", "by calls", "by messages"])
 async def shard(request: pytest.FixtureRequest, loopback: Loopback, numpy_shard: NumpyShard) -> Part:
-    part: Part = numpy_shard if request.param == "in process" else await loopback.shard_stub(numpy_shard)
-    return part
+    if request.param == "in process":
+        return numpy_shard
+    return await loopback.shard_stub(numpy_shard, streamed=request.param == "by messages")
+
+
+@pytest.fixture(params=["by calls", "by messages"])
+def streamed(request: pytest.FixtureRequest) -> bool:
+    """How searches go to a remote shard."""
+    return bool(request.param == "by messages")
 
 
 @pytest.fixture
@@ -177,8 +184,10 @@ async def test_concurrent_searches_do_not_wait_for_each_other(shard: Part, numpy
     await asyncio.gather(*calls)
 
 
-async def test_the_callers_deadline_ends_a_remote_search(loopback: Loopback, numpy_shard: NumpyShard) -> None:
-    stub = await loopback.shard_stub(numpy_shard)
+async def test_the_callers_deadline_ends_a_remote_search(
+    loopback: Loopback, numpy_shard: NumpyShard, streamed: bool
+) -> None:
+    stub = await loopback.shard_stub(numpy_shard, streamed=streamed)
     numpy_shard.gate = asyncio.Event()
 
     with deadlines.limited(0.05), pytest.raises(DeadlinePassed, match="shard 1 of gallery 'shoes'"):
@@ -187,17 +196,19 @@ async def test_the_callers_deadline_ends_a_remote_search(loopback: Loopback, num
     await until(lambda: numpy_shard.cancelled == 1)
 
 
-async def test_a_call_in_the_name_of_another_shard_is_unavailable(loopback: Loopback, numpy_shard: NumpyShard) -> None:
-    stub = await loopback.shard_stub(numpy_shard, number=0)
+async def test_a_call_in_the_name_of_another_shard_is_unavailable(
+    loopback: Loopback, numpy_shard: NumpyShard, streamed: bool
+) -> None:
+    stub = await loopback.shard_stub(numpy_shard, number=0, streamed=streamed)
 
     with pytest.raises(Unavailable, match="this is shard 1"):
         await stub.search(UNIT[:1], OPTIONS)
 
 
 async def test_a_foreign_failure_tells_nothing(
-    loopback: Loopback, numpy_shard: NumpyShard, caplog: pytest.LogCaptureFixture
+    loopback: Loopback, numpy_shard: NumpyShard, streamed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stub = await loopback.shard_stub(numpy_shard)
+    stub = await loopback.shard_stub(numpy_shard, streamed=streamed)
     numpy_shard.failure = RuntimeError("/secret/path")
 
     with pytest.raises(Exception, match=r"^internal error$"):
@@ -207,9 +218,9 @@ async def test_a_foreign_failure_tells_nothing(
 
 
 async def test_answers_over_the_limit_come_in_parts(
-    loopback: Loopback, numpy_shard: NumpyShard, filled: Delta, monkeypatch: pytest.MonkeyPatch
+    loopback: Loopback, numpy_shard: NumpyShard, streamed: bool, filled: Delta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub = await loopback.shard_stub(numpy_shard)
+    stub = await loopback.shard_stub(numpy_shard, streamed=streamed)
     await stub.apply(filled)
     whole = await numpy_shard.search(UNIT, SearchOptions(space="default", k=3, attributes=("colour",), vectors=True))
     monkeypatch.setattr("likewise.server.remote.shard_servicer.MAX_MESSAGE_BYTES", 600)

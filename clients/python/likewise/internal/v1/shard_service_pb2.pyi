@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.rpc import status_pb2 as _status_pb2
 from likewise.v1 import common_pb2 as _common_pb2
 from likewise.v1 import gallery_service_pb2 as _gallery_service_pb2
 from likewise.v1 import search_service_pb2 as _search_service_pb2
@@ -162,6 +163,69 @@ class ShardServiceSearchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardServiceSearchResponse: _TypeAlias = ShardServiceSearchResponse  # noqa: Y015
+
+@_typing.final
+class ShardServiceStreamSearchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
+    TIMEOUT_US_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    correlation_id: _builtins.int
+    """Another one for each search that is unanswered."""
+    timeout_us: _builtins.int
+    """From when the shard reads it."""
+    cancel: _builtins.bool
+    """Gives up the unanswered search of this id."""
+    @_builtins.property
+    def search(self) -> Global___ShardServiceSearchRequest: ...
+    def __init__(
+        self,
+        *,
+        correlation_id: _builtins.int = ...,
+        search: Global___ShardServiceSearchRequest | None = ...,
+        timeout_us: _builtins.int | None = ...,
+        cancel: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout_us", b"_timeout_us", "search", b"search", "timeout_us", b"timeout_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_us", b"_timeout_us", "cancel", b"cancel", "correlation_id", b"correlation_id", "search", b"search", "timeout_us", b"timeout_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__timeout_us: _TypeAlias = _typing.Literal["timeout_us"]  # noqa: Y015
+    _WhichOneofArgType__timeout_us: _TypeAlias = _typing.Literal["_timeout_us", b"_timeout_us"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_us) -> _WhichOneofReturnType__timeout_us | None: ...
+
+Global___ShardServiceStreamSearchRequest: _TypeAlias = ShardServiceStreamSearchRequest  # noqa: Y015
+
+@_typing.final
+class ShardServiceStreamSearchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    correlation_id: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___ShardServiceSearchResponse: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status: ...
+    def __init__(
+        self,
+        *,
+        correlation_id: _builtins.int = ...,
+        answer: Global___ShardServiceSearchResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "correlation_id", b"correlation_id", "error", b"error", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answer", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ShardServiceStreamSearchResponse: _TypeAlias = ShardServiceStreamSearchResponse  # noqa: Y015
 
 @_typing.final
 class FetchRequest(_message.Message):

@@ -41,6 +41,11 @@ class ShardServiceStub(object):
                 request_serializer=likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceSearchRequest.SerializeToString,
                 response_deserializer=likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceSearchResponse.FromString,
                 _registered_method=True)
+        self.StreamSearch = channel.stream_stream(
+                '/likewise.internal.v1.ShardService/StreamSearch',
+                request_serializer=likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceStreamSearchRequest.SerializeToString,
+                response_deserializer=likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceStreamSearchResponse.FromString,
+                _registered_method=True)
         self.Fetch = channel.unary_unary(
                 '/likewise.internal.v1.ShardService/Fetch',
                 request_serializer=likewise_dot_internal_dot_v1_dot_shard__service__pb2.FetchRequest.SerializeToString,
@@ -75,6 +80,14 @@ class ShardServiceServicer(object):
 
     def Search(self, request, context):
         """The best rows for each of n queries that share everything but the vector.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamSearch(self, request_iterator, context):
+        """The same as messages, which cost a fraction of what calls cost. The headers come at once; a shard that stops answers what
+        it has read and ends the stream with OK: what is unanswered then is to be asked again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +135,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceSearchRequest.FromString,
                     response_serializer=likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceSearchResponse.SerializeToString,
+            ),
+            'StreamSearch': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamSearch,
+                    request_deserializer=likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceStreamSearchRequest.FromString,
+                    response_serializer=likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceStreamSearchResponse.SerializeToString,
             ),
             'Fetch': grpc.unary_unary_rpc_method_handler(
                     servicer.Fetch,
@@ -178,6 +196,33 @@ class ShardService(object):
             '/likewise.internal.v1.ShardService/Search',
             likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceSearchRequest.SerializeToString,
             likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceSearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamSearch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/likewise.internal.v1.ShardService/StreamSearch',
+            likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceStreamSearchRequest.SerializeToString,
+            likewise_dot_internal_dot_v1_dot_shard__service__pb2.ShardServiceStreamSearchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class ShardServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ShardServiceAsyncStub: ...
     Search: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ShardServiceSearchRequest, _shard_service_pb2.ShardServiceSearchResponse]
     """The best rows for each of n queries that share everything but the vector."""
+    StreamSearch: _grpc.StreamStreamMultiCallable[_shard_service_pb2.ShardServiceStreamSearchRequest, _shard_service_pb2.ShardServiceStreamSearchResponse]
+    """The same as messages, which cost a fraction of what calls cost. The headers come at once; a shard that stops answers what
+    it has read and ends the stream with OK: what is unanswered then is to be asked again.
+    """
     Fetch: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.FetchRequest, _shard_service_pb2.FetchResponse]
     """Rows by id."""
     Page: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.PageRequest, _shard_service_pb2.PageResponse]
@@ -57,6 +61,10 @@ class ShardServiceAsyncStub(ShardServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Search: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ShardServiceSearchRequest, _shard_service_pb2.ShardServiceSearchResponse]  # type: ignore[assignment]
     """The best rows for each of n queries that share everything but the vector."""
+    StreamSearch: _aio.StreamStreamMultiCallable[_shard_service_pb2.ShardServiceStreamSearchRequest, _shard_service_pb2.ShardServiceStreamSearchResponse]  # type: ignore[assignment]
+    """The same as messages, which cost a fraction of what calls cost. The headers come at once; a shard that stops answers what
+    it has read and ends the stream with OK: what is unanswered then is to be asked again.
+    """
     Fetch: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.FetchRequest, _shard_service_pb2.FetchResponse]  # type: ignore[assignment]
     """Rows by id."""
     Page: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.PageRequest, _shard_service_pb2.PageResponse]  # type: ignore[assignment]
@@ -80,6 +88,16 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_service_pb2.ShardServiceSearchResponse, _abc.Awaitable[_shard_service_pb2.ShardServiceSearchResponse]]:
         """The best rows for each of n queries that share everything but the vector."""
+
+    @_abc_1.abstractmethod
+    def StreamSearch(
+        self,
+        request_iterator: _MaybeAsyncIterator[_shard_service_pb2.ShardServiceStreamSearchRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_shard_service_pb2.ShardServiceStreamSearchResponse], _abc.AsyncIterator[_shard_service_pb2.ShardServiceStreamSearchResponse]]:
+        """The same as messages, which cost a fraction of what calls cost. The headers come at once; a shard that stops answers what
+        it has read and ends the stream with OK: what is unanswered then is to be asked again.
+        """
 
     @_abc_1.abstractmethod
     def Fetch(

@@ -1,0 +1,65 @@
+"""Calls that come as messages of a stream: each is admitted, bounded, counted and logged as one that came by itself."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from google.rpc import status_pb2
+from grpc import StatusCode
+
+from likewise.server import validate
+from likewise.server.admission import Admission
+from likewise.server.calls import Call, Method
+
+T = TypeVar("T")
+
+_CODES: Final = {code.value[0]: code.name for code in StatusCode}
+
+
+class MessageCalls:
+    """Those of one method.
+
+    Args:
+        method: What they are counted as.
+        admit: Raises a `ServiceError` while calls are not to be taken (loading, draining).
+        admission: Counts the calls in progress.
+    """
+
+    def __init__(self, method: Method, *, admit: Callable[[], None], admission: Admission) -> None:
+        self._method = method
+        self._admit = admit
+        self._admission = admission
+
+    async def answer(
+        self, work: Callable[[], Awaitable[T]], *, request_id: str, timeout_s: float | None
+    ) -> T | status_pb2.Status:
+        """The answer to one message, or the status of what it failed with; in a task of its own.
+
+        Args:
+            work: Makes the answer.
+            request_id: The caller's, unchecked; empty for none.
+            timeout_s: Until the message's deadline; None without one.
+        """
+        call = Call(self._method, "", timeout_s)
+        code, admitted = StatusCode.CANCELLED.name, False
+        try:
+            if request_id:
+                call.record.request_id = validate.request_id(request_id)
+            self._admit()
+            self._admission.enter(timeout_s, call.started)
+            admitted = True
+            async with asyncio.timeout(timeout_s):
+                answer = await work()
+            code = StatusCode.OK.name
+            return answer
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a Rust library is no `Exception`
+            status = call.refusal(error)
+            code = _CODES[status.code]
+            return status
+        finally:
+            call.ended(code)
+            if admitted:
+                self._admission.leave(time.perf_counter(), answered=code == StatusCode.OK.name)
