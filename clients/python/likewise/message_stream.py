@@ -122,6 +122,8 @@ class MessageStream(Generic[AnswerT]):
                 await call.initial_metadata()
         except (TimeoutError, *_ENDED):
             call.cancel()
+            self._later()
+            return
         if call.done():
             self._over = await call.code() is grpc.StatusCode.UNIMPLEMENTED
             self._later()

@@ -77,6 +77,19 @@ async def test_a_stream_that_does_not_open_is_tried_again_later(monkeypatch: pyt
     assert server.streams == 2
 
 
+async def test_a_stream_whose_headers_do_not_come_is_given_up_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message_stream, "_WAIT_S", (0.01, 0.01))
+    monkeypatch.setattr(message_stream, "OPENING_S", 0.01)
+    async with streaming() as (server, gallery):
+        server.headers.clear()
+        number = 0
+        while server.streams < 3:
+            assert await found(gallery, number := number + 1) == number
+        monkeypatch.setattr(message_stream, "OPENING_S", 10.0)
+        server.headers.set()
+        await _opened(server, gallery, 3)
+
+
 async def test_what_a_broken_stream_did_not_answer_is_asked_again_as_a_call() -> None:
     async with streaming() as (server, gallery):
         await _opened(server, gallery)
