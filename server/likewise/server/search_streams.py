@@ -19,6 +19,7 @@ MAX_STREAMS: Final = 8_192
 """Open at a time. They are no calls in progress, and clients that leak them must not exhaust a server."""
 
 _RETRY_S: Final = 60.0
+_LONGEST_S: Final = 365 * 86_400.0  # of a message's time: more than timers hold is no limit
 
 
 class SearchStreams:
@@ -75,7 +76,7 @@ class SearchStreams:
 
     async def _answer(self, message: pb.StreamSearchRequest) -> pb.StreamSearchResponse:
         response = pb.StreamSearchResponse(correlation_id=message.correlation_id)
-        timeout_s = message.timeout_us / 1e6 if message.HasField("timeout_us") else None
+        timeout_s = min(message.timeout_us / 1e6, _LONGEST_S) if message.HasField("timeout_us") else None
         if message.HasField("vectors"):
             rows = message.vectors
             table = await self._matrices.answer(

@@ -28,6 +28,7 @@ class StreamServer(search_service_pb2_grpc.SearchServiceServicer):
         code: What streams end with at once, if it is not None.
         refuse: By number: a status instead of an answer, on streams.
         drop: Numbers at which a stream breaks.
+        ended: Streams that have.
         drain: Ends the streams there are with OK when set.
     """
 

@@ -16,11 +16,11 @@ from likewise.client import (
     ResourceExhausted,
     Unavailable,
     batching_policy,
-    search_batching,
+    search_batching_threads,
 )
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
-from likewise.client.search_batching import SearchBatcher
+from likewise.client.search_batching_threads import SearchBatcher
 
 
 class Threads(Answers):
@@ -113,7 +113,7 @@ def test_a_thread_that_is_interrupted_leaves_nobody_waiting(failure: BaseExcepti
 
 
 def test_a_thread_whose_time_is_over_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_batching, "MIN_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(search_batching_threads, "MIN_TIMEOUT_S", 0.0)
     for name in ("MIN_PATIENCE_S", "MAX_PATIENCE_S", "PATIENT_SHARE"):
         monkeypatch.setattr(batching_policy, name, 1e9)
     server = Threads()

@@ -172,6 +172,15 @@ async def test_whose_time_is_over_is_told_so_and_the_search_given_up() -> None:
     assert server.streams == 1
 
 
+async def test_more_time_than_a_timer_holds_is_no_limit() -> None:
+    async with streaming() as (server, gallery):
+        await _opened(server, gallery)
+
+        assert await asyncio.gather(*(found(gallery, number, timeout=1e300) for number in (1, 2))) == [1, 2]
+        assert await found(gallery, 3, timeout=1e300) == 3
+    assert (server.calls, server.messages) == ([], [1, 2, 3])
+
+
 async def test_more_than_a_stream_carries_go_as_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_stream, "MOST", 2)
     async with streaming() as (server, gallery):

@@ -13,14 +13,22 @@ answer or error: one that fails in company is asked again alone, and is told wha
 """
 
 import asyncio
-import copy
 import math
-import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from likewise.client.batching_outcomes import (
+    Outcome,
+    answered,
+    call_of,
+    failed,
+    left_s,
+    queue_full,
+    returned,
+    seconds_of,
+)
 from likewise.client.batching_policy import (
     MIN_TIMEOUT_S,
     Key,
@@ -33,19 +41,10 @@ from likewise.client.batching_policy import (
     time_of_each,
 )
 from likewise.client.channel import ChannelConfig
-from likewise.client.errors import (
-    AnswerTooLarge,
-    InvalidArgument,
-    LikewiseError,
-    ResourceExhausted,
-    too_late,
-)
+from likewise.client.errors import too_late
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
-from likewise.client.vector_search import VectorSearch, together
-
-_Outcome = Hits | Exception | None
-"""What became of a search in company; None: it is to be asked again alone."""
+from likewise.client.vector_search import VectorSearch
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +53,7 @@ class _Waiting:
 
     search: VectorSearch
     deadline: float
-    future: asyncio.Future[_Outcome]
+    future: asyncio.Future[Outcome]
     group: "_Group | None" = None
 
     def expire(self) -> None:
@@ -119,7 +118,7 @@ class AsyncSearchBatcher:
 
     async def search(self, search: VectorSearch, timeout: float | None) -> Hits:
         """The answer to one search, alone or in company; raises what a call of its own raises."""
-        timeout_s = _seconds(self._config, timeout)
+        timeout_s = seconds_of(self._config, timeout)
         if timeout_s < MIN_TIMEOUT_S:
             alone: Hits = await self._call(search.call(), timeout)
             return alone
@@ -133,7 +132,7 @@ class AsyncSearchBatcher:
             if not lane.waiting:
                 return await self._alone(key, lane, search, timeout_s)
         elif is_full(len(lane.waiting), lane.each_s, search, timeout_s):
-            raise _full(len(lane.waiting), timeout_s, lane.took_s)
+            raise queue_full(len(lane.waiting), timeout_s, lane.took_s)
         elif lane.due is None and not lane.gathering:
             self._wait(key, lane)
         entry = _Waiting(search, time.monotonic() + timeout_s, loop.create_future())
@@ -142,7 +141,7 @@ class AsyncSearchBatcher:
             self._start(key, lane)
         timer = loop.call_later(timeout_s, entry.expire) if timeout_s < math.inf else None
         try:
-            outcome: _Outcome = await entry.future
+            outcome: Outcome = await entry.future
         except asyncio.CancelledError:
             if entry.group is not None:
                 entry.group.leave()
@@ -151,9 +150,9 @@ class AsyncSearchBatcher:
             if timer is not None:
                 timer.cancel()
         if outcome is None:
-            again: Hits = await self._call(search.call(), _left_s(entry.deadline))
+            again: Hits = await self._call(search.call(), left_s(entry.deadline, time.monotonic()))
             return again
-        return _returned(outcome)
+        return returned(outcome)
 
     @property
     def kinds(self) -> int:
@@ -196,7 +195,7 @@ class AsyncSearchBatcher:
             members = [entry for entry in chosen if not entry.future.done()]
         if members:
             lane.under_way += 1
-            call = _call_of([entry.search for entry in members])
+            call = call_of([entry.search for entry in members])
             group = _Group(members, call.request_id)
             group.task = asyncio.get_running_loop().create_task(self._go(call, members))
             # Not in the task: one that is cancelled before its first step runs nothing of what it has.
@@ -208,13 +207,13 @@ class AsyncSearchBatcher:
 
     async def _go(self, call: Call[Any], members: Sequence[_Waiting]) -> None:
         try:
-            answer = await self._call(call, _left_s(latest(members).deadline))
+            answer = await self._call(call, left_s(latest(members).deadline, time.monotonic()))
         except asyncio.CancelledError:
             raise  # by the last of its callers, or with the event loop
         except Exception as error:
-            outcomes = _failed(error, len(members))
+            outcomes = failed(error, len(members))
         else:
-            outcomes = _answered(answer)
+            outcomes = answered(answer)
         for member, outcome in zip(members, outcomes, strict=True):
             if not member.future.done():
                 member.future.set_result(outcome)
@@ -236,168 +235,3 @@ class AsyncSearchBatcher:
             lane.due.cancel()
         # Not at once: those who have just been answered may ask again in this turn of the event loop.
         lane.due = asyncio.get_running_loop().call_soon(self._start, key, lane)
-
-
-@dataclass(slots=True, eq=False)
-class _Seat:
-    """A thread's search: it waits until it is answered, or has to make the call for `members`, itself the last."""
-
-    search: VectorSearch
-    deadline: float
-    woken: threading.Event = field(default_factory=threading.Event)
-    members: "Sequence[_Seat]" = ()
-    outcome: _Outcome = None
-    request_id: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class _Bench:
-    """As `_Lane`, for threads."""
-
-    under_way: int = 0
-    waiting: list[_Seat] = field(default_factory=list)
-    took_s: float = 0.0
-    each_s: float = 0.0
-
-
-class SearchBatcher:
-    """As `AsyncSearchBatcher`, for threads: one of those that wait makes the call for all.
-
-    Args:
-        call: Carries a call, as `Transport.call`.
-        config: Deadlines.
-    """
-
-    def __init__(self, call: Callable[[Call[Any], float | None], Any], config: ChannelConfig) -> None:
-        self._call = call
-        self._config = config
-        self._benches: dict[Key, _Bench] = {}
-        self._lock = threading.Lock()
-
-    def search(self, search: VectorSearch, timeout: float | None) -> Hits:
-        """As `AsyncSearchBatcher.search`."""
-        timeout_s = _seconds(self._config, timeout)
-        if timeout_s < MIN_TIMEOUT_S:
-            alone: Hits = self._call(search.call(), timeout)
-            return alone
-        key, seat = key_of(search, timeout_s), _Seat(search, time.monotonic() + timeout_s)
-        with self._lock:
-            bench = self._benches.setdefault(key, _Bench())
-            if is_full(len(bench.waiting), bench.each_s, search, timeout_s):
-                raise _full(len(bench.waiting), timeout_s, bench.took_s)
-            bench.waiting.append(seat)
-            if not bench.under_way:
-                self._appoint(bench)
-        try:
-            patient_s = patience_s(bench.took_s, bench.under_way, shortest_s(key))
-            if patient_s < timeout_s and not seat.woken.wait(patient_s):
-                with self._lock:
-                    if seat in bench.waiting:
-                        self._appoint(bench)
-            if not seat.woken.is_set():
-                seat.woken.wait(min(max(seat.deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
-            with self._lock:
-                if seat in bench.waiting:
-                    bench.waiting.remove(seat)
-        except BaseException:  # Ctrl-C: nobody may be left waiting for this thread
-            with self._lock:
-                if seat in bench.waiting:
-                    bench.waiting.remove(seat)
-            if seat.members:
-                self._give_out(key, bench, seat.members, [None] * len(seat.members))
-            raise
-        if seat.members:
-            self._lead(key, bench, seat.members)
-        if not seat.woken.is_set():
-            raise too_late(seat.request_id)
-        if seat.outcome is None:
-            again: Hits = self._call(search.call(), _left_s(seat.deadline))
-            return again
-        return _returned(seat.outcome)
-
-    @property
-    def kinds(self) -> int:
-        """As `AsyncSearchBatcher.kinds`."""
-        return len(self._benches)
-
-    def _appoint(self, bench: _Bench) -> None:
-        """Have one of those that wait make the next call; to be called with the lock."""
-        members, bench.waiting = next_together(bench.waiting, bench.took_s, time.monotonic())
-        leader = latest(members)  # it may wait as long as any of them
-        leader.members = members
-        bench.under_way += 1
-        leader.woken.set()
-
-    def _lead(self, key: Key, bench: _Bench, members: Sequence[_Seat]) -> None:
-        started = time.monotonic()
-        outcomes: Sequence[_Outcome] = [None] * len(members)
-        try:
-            call = _call_of([member.search for member in members])
-            for member in members:
-                member.request_id = call.request_id
-            outcomes = _answered(self._call(call, _left_s(latest(members).deadline)))
-        except Exception as error:
-            outcomes = _failed(error, len(members))
-        finally:
-            bench.took_s = time.monotonic() - started
-            self._give_out(key, bench, members, outcomes)
-
-    def _give_out(self, key: Key, bench: _Bench, members: Sequence[_Seat], outcomes: Sequence[_Outcome]) -> None:
-        """Hand out the outcomes, and the lead to the next that waits."""
-        for member, outcome in zip(members, outcomes, strict=True):
-            member.outcome = outcome
-            member.woken.set()
-        with self._lock:
-            bench.each_s = time_of_each(members[0].search, bench.took_s, bench.under_way)
-            bench.under_way -= 1
-            if bench.waiting:
-                self._appoint(bench)
-            elif not bench.under_way:
-                del self._benches[key]
-
-
-def _seconds(config: ChannelConfig, timeout: float | None) -> float:
-    seconds = config.deadline_s(timeout)
-    return math.inf if seconds is None else seconds
-
-
-def _left_s(deadline: float) -> float:
-    """What a call is given; never nothing, so that gRPC and not an argument check says that the time is over."""
-    return max(deadline - time.monotonic(), 0.001)
-
-
-def _full(waiting: int, timeout_s: float, took_s: float) -> ResourceExhausted:
-    """Of a caller whose time would be over before those that wait already are answered."""
-    limit = f"are answered within the {timeout_s:g} s that it has" if timeout_s < math.inf else "a client keeps"
-    message = f"{waiting:,} searches like this one wait for their turn in this client, as many as {limit}"
-    return ResourceExhausted(message, reason="CLIENT_QUEUE_FULL", retry_after_s=took_s)
-
-
-def _call_of(searches: Sequence[VectorSearch]) -> Call[Any]:
-    return searches[0].call() if len(searches) == 1 else together(searches)
-
-
-def _answered(answer: Hits | Sequence[Hits | LikewiseError]) -> list[_Outcome]:
-    """The outcomes of a call that was answered: what failed is to be asked again."""
-    if isinstance(answer, Hits):
-        return [answer]
-    # An error names the row of a call that its caller knows nothing of; alone it is told as a search's own.
-    return [None if isinstance(one, LikewiseError) else one for one in answer]
-
-
-def _failed(error: Exception, count: int) -> list[_Outcome]:
-    """The outcomes of a call that failed as a whole: an error for each, as each caller adds its own traceback."""
-    if count > 1 and isinstance(error, AnswerTooLarge | InvalidArgument):
-        return [None] * count  # alone each may be answered, or is told as a search's own
-    outcomes: list[_Outcome] = [error]
-    for _ in range(count - 1):
-        twin = copy.copy(error) if isinstance(error, LikewiseError) else error
-        twin.__cause__ = error.__cause__
-        outcomes.append(twin)
-    return outcomes
-
-
-def _returned(outcome: Hits | Exception) -> Hits:
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome

@@ -15,7 +15,8 @@ import grpc.aio
 from likewise.client.channel import ChannelConfig
 from likewise.client.errors import REQUEST_ID_KEY, Cancelled, ClientClosed, LikewiseError, Unavailable, from_status
 from likewise.client.rpc import SEARCH, STREAM_SEARCH, Call, Rpc, read_answer, translated
-from likewise.client.search_batching import AsyncSearchBatcher, SearchBatcher
+from likewise.client.search_batching import AsyncSearchBatcher
+from likewise.client.search_batching_threads import SearchBatcher
 from likewise.client.search_stream import SearchStream
 
 K = TypeVar("K")
