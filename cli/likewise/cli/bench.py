@@ -90,7 +90,9 @@ def search(
     correlated: Annotated[
         bool, typer.Option("--correlated", help="Filters leave whole clusters, not random rows.")
     ] = False,
-    client: Annotated[str, typer.Option(help="stub (bare gRPC), sdk, or both with a comma.")] = "stub",
+    client: Annotated[
+        str, typer.Option(help="stub (bare gRPC), sdk, threads (of one Client); a comma between them.")
+    ] = "stub",
     k: Annotated[int, typer.Option(min=1, max=10_000, help="Hits a query.")] = _SEARCH.k,
     queries: Queries = _SEARCH.queries,
     m: Links = _SEARCH.m,
@@ -107,7 +109,7 @@ def search(
     clients = tuple(part.strip() for part in client.split(","))
     _one_of("--mode", (mode,), _MODES)
     _one_of("--index", (index,), ("hnsw", "flat"))
-    _one_of("--client", clients, ("stub", "sdk"))
+    _one_of("--client", clients, ("stub", "sdk", "threads"))
     plan = search_benchmark.Plan(
         mode=mode,
         items=items,

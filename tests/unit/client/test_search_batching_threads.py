@@ -1,6 +1,7 @@
 """Which searches of threads travel together, and what becomes of each."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,118 @@ def waiting_threads(server: Threads, count: int) -> tuple[threading.Event, Calle
     first = Caller(server, 0)
     assert server.entered.acquire(timeout=30)
     return gate, first, [Caller(server, number) for number in range(1, count + 1)]
+
+
+@pytest.fixture
+def arrived(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Counts the searches that have come, while none loses its patience."""
+    for name in ("MIN_PATIENCE_S", "MAX_PATIENCE_S", "PATIENT_SHARE"):
+        monkeypatch.setattr(batching_policy, name, 1e9)
+    came = threading.Semaphore(0)
+    is_full: Callable[..., bool] = batching_policy.is_full
+
+    def counted(*given: Any) -> bool:
+        came.release()  # with the lock, which whoever looks for it has to wait for
+        return is_full(*given)
+
+    monkeypatch.setattr(search_batching_threads, "is_full", counted)
+    return came
+
+
+def expect_returns(monkeypatch: pytest.MonkeyPatch, *, following_s: float) -> None:
+    """Callers who were answered are expected back for ever, each so long after the one before it."""
+    monkeypatch.setattr(search_batching_threads, "FOLLOWING_S", following_s)
+    monkeypatch.setattr(search_batching_threads, "returning_s", lambda _: 1e9)
+
+
+def one_and_three(server: Threads, arrived: threading.Semaphore) -> list[Caller]:
+    """Callers of a search that is answered and of three that have come while it was under way."""
+    gate, first, others = waiting_threads(server, 3)
+    for _ in range(4):
+        assert arrived.acquire(timeout=30)
+    gate.set()
+    assert first.result().ids == ["0"]
+    return others
+
+
+def test_threads_wait_for_those_who_were_answered_with_them(
+    monkeypatch: pytest.MonkeyPatch, arrived: threading.Semaphore
+) -> None:
+    expect_returns(monkeypatch, following_s=threading.TIMEOUT_MAX)
+    server = Threads()
+    waiting = one_and_three(server, arrived)
+    assert not server.entered.acquire(blocking=False)  # the three wait for the one to come again
+
+    callers = [*waiting, Caller(server, 4)]
+    assert [caller.result().ids for caller in callers] == [["1"], ["2"], ["3"], ["4"]]
+    callers = [Caller(server, number) for number in (5, 6, 7, 8)]
+    assert [caller.result().ids for caller in callers] == [["5"], ["6"], ["7"], ["8"]]
+
+    assert [sorted(call) for call in server.calls] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+    assert server.batcher.kinds == 0
+
+
+def test_threads_do_not_wait_for_those_who_stay_away(
+    monkeypatch: pytest.MonkeyPatch, arrived: threading.Semaphore
+) -> None:
+    expect_returns(monkeypatch, following_s=0.0)
+    server = Threads()
+    waiting = one_and_three(server, arrived)
+
+    assert [caller.result().ids for caller in waiting] == [["1"], ["2"], ["3"]]
+    assert Caller(server, 4).result().ids == ["4"]  # of four that were expected
+
+    assert [sorted(call) for call in server.calls] == [[0], [1, 2, 3], [4]]
+    assert server.batcher.kinds == 0
+
+
+def test_a_thread_by_itself_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    expect_returns(monkeypatch, following_s=threading.TIMEOUT_MAX)
+    server = Threads()
+
+    for number in range(3):
+        assert Caller(server, number).result().ids == [str(number)]
+
+    assert server.calls == [[0], [1], [2]]
+
+
+def test_a_thread_that_is_interrupted_while_it_looks_out_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, arrived: threading.Semaphore
+) -> None:
+    expect_returns(monkeypatch, following_s=threading.TIMEOUT_MAX)
+    server = Threads()
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server.batcher, "_look_out", interrupted)
+    found = [caller.result() for caller in one_and_three(server, arrived)]
+
+    assert [type(one) for one in found].count(KeyboardInterrupt) == 1
+    answered = [str(number) for number, one in enumerate(found, start=1) if isinstance(one, Hits)]
+    assert len(answered) == 2
+    assert [one.ids for one in found if isinstance(one, Hits)] == [[number] for number in answered]
+    assert server.batcher.kinds == 0
+
+
+def test_a_thread_whose_time_is_over_when_it_is_to_look_out_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, arrived: threading.Semaphore
+) -> None:
+    server = Threads()
+
+    def late(_key: Any, bench: Any, seat: Any) -> None:
+        while bench.lookout is not seat and not seat.members:
+            assert seat.woken.wait(30)
+
+    monkeypatch.setattr(server.batcher, "_await", late)
+    gate, first, (other,) = waiting_threads(server, 1)
+    for _ in range(2):
+        assert arrived.acquire(timeout=30)
+    gate.set()
+
+    assert first.result().ids == ["0"]
+    assert isinstance(other.result(), DeadlineExceeded)
+    assert server.batcher.kinds == 0
 
 
 def test_threads_that_find_a_call_under_way_all_get_their_answers() -> None:

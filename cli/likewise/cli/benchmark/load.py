@@ -2,8 +2,8 @@
 
 Run as `python -m likewise.cli.benchmark.load JOB_FILE`; `run_load` does that and reads the result. The "stub" client
 is a bare grpc.aio method with prepared messages; "sdk" is `likewise.client.AsyncClient` with a call per query, as a
-user writes it. Closed-loop figures tell throughput; their tail latencies are those of n callers, not of traffic that
-arrives by itself.
+user writes it, and "threads" is a `likewise.client.Client` that as many threads share. Closed-loop figures tell
+throughput; their tail latencies are those of n callers, not of traffic that arrives by itself.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 
 from likewise.cli.benchmark.echo import SEARCH_PATH, run_loop
 from likewise.cli.benchmark.figures import Speed, speed
-from likewise.client import AsyncClient
+from likewise.client import AsyncClient, Client
 from likewise.client.filters import Filter
 from likewise.v1 import search_service_pb2 as pb
 from likewise.wire import MAX_MESSAGE_BYTES, decode_vectors
@@ -38,7 +39,7 @@ class Job:
     Attributes:
         address: Server.
         requests: File with a `BatchSearchRequest`, the requests to send in turn, over and over.
-        client: "stub" or "sdk"; the SDK's requests are made of vector, k and filter.
+        client: "stub", "sdk" or "threads"; the SDK's requests are made of vector, k and filter.
         callers: Calls in progress at any time.
         warm_up_s: Seconds that do not count.
         measure_s: Seconds that do.
@@ -114,7 +115,7 @@ _TIMEOUT_S: Final = 60.0
 
 @dataclass(slots=True)
 class _Outcome:
-    """What the callers of one process saw; they all append to it, on one event loop."""
+    """What the callers of one process saw; they all append to it."""
 
     latencies_s: list[float]
     answers: list[list[str] | None]
@@ -124,7 +125,10 @@ def _main(job: Job) -> None:
     batch = pb.BatchSearchRequest.FromString(Path(job.requests).read_bytes())
     requests = list(batch.requests)
     outcome = _Outcome([], [None] * len(requests))
-    run_loop(_run(job, requests, outcome))
+    if job.client == "threads":
+        _run_threads(job, requests, outcome)
+    else:
+        run_loop(_run(job, requests, outcome))
     np.save(Path(job.result, "latencies.npy"), np.asarray(outcome.latencies_s))
     result = {"wall_s": job.measure_s, "answers": outcome.answers}
     Path(job.result, "result.json").write_text(json.dumps(result))
@@ -145,7 +149,7 @@ async def searching(address: str, client: str, requests: Sequence[pb.SearchReque
 
     Args:
         address: Server.
-        client: As of `Job`.
+        client: "stub" or "sdk", as of `Job`.
         requests: All that may be asked.
     """
     if client == "stub":
@@ -176,7 +180,17 @@ def _stub_call(channel: grpc.aio.Channel, requests: Sequence[pb.SearchRequest]) 
 
 
 def _sdk_call(client: Any, requests: Sequence[pb.SearchRequest]) -> Search:
-    gallery = client.gallery(requests[0].gallery)
+    gallery, arguments = client.gallery(requests[0].gallery), _arguments(requests)
+
+    async def call(which: int, timeout_s: float) -> list[str]:
+        hits = await gallery.search(timeout=timeout_s, **arguments[which])
+        return list(hits.ids)
+
+    return call
+
+
+def _arguments(requests: Sequence[pb.SearchRequest]) -> list[dict[str, Any]]:
+    """What `Gallery.search` is given for each request."""
     arguments: list[dict[str, Any]] = []
     for request in requests:
         given: dict[str, Any] = {"vector": decode_vectors(request.reference.vector)[0], "k": request.k}
@@ -185,12 +199,32 @@ def _sdk_call(client: Any, requests: Sequence[pb.SearchRequest]) -> Search:
         if request.params.HasField("ef"):
             given["ef"] = request.params.ef
         arguments.append(given)
+    return arguments
 
-    async def call(which: int, timeout_s: float) -> list[str]:
-        hits = await gallery.search(timeout=timeout_s, **arguments[which])
-        return list(hits.ids)
 
-    return call
+def _run_threads(job: Job, requests: Sequence[pb.SearchRequest], outcome: _Outcome) -> None:
+    """As `_measure`, in threads.
+
+    Raises:
+        Exception: What the first call that failed raised.
+    """
+    arguments, turn = _arguments(requests), itertools.cycle(range(len(requests)))
+    begin = time.perf_counter() + job.warm_up_s
+    end = begin + job.measure_s
+    with Client(job.address) as client, ThreadPoolExecutor(job.callers) as pool:
+        gallery = client.gallery(requests[0].gallery)
+
+        def caller() -> None:
+            clock = time.perf_counter
+            while (sent := clock()) < end:
+                which = next(turn)
+                outcome.answers[which] = list(gallery.search(timeout=_TIMEOUT_S, **arguments[which]).ids)
+                came = clock()
+                if sent >= begin and came <= end:
+                    outcome.latencies_s.append(came - sent)
+
+        for done in [pool.submit(caller) for _ in range(job.callers)]:
+            done.result()
 
 
 async def _measure(job: Job, call: _Call, outcome: _Outcome) -> None:

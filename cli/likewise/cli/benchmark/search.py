@@ -48,7 +48,7 @@ class Plan:
         callers: Numbers of calls in progress, measured one after the other.
         filters: Shares in percent that a filter leaves, None for no filter.
         correlated: Filters leave whole clusters instead of random rows.
-        clients: "stub", "sdk" or both.
+        clients: As of `likewise.cli.benchmark.load.Job`, one or several.
         runs: Measurements of each; each is paired with one of the echo.
         measure_s: Seconds of each.
         threads: Threads of raw FAISS, and of the server.

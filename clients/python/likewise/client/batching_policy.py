@@ -18,6 +18,14 @@ PATIENT_SHARE: Final = 0.1
 """Of the time a search has: it waits no longer than that for a call under way."""
 _MOST_DOUBLINGS: Final = 10
 
+FOLLOWING_S: Final = 0.0003
+"""How closely threads that were answered together follow each other when they ask again."""
+MAX_RETURNING_S: Final = 0.005
+"""How long they are waited for at most, if the call before took as long."""
+WARY_CALLS: Final = 8
+"""Calls that do not wait for those who were answered, after one that did so in vain: searches that come by themselves
+are not to pay for it."""
+
 MARGIN: Final = 1.25
 """How much of the time of the last call a search must have left to be sent, while there are others that have."""
 
@@ -62,6 +70,11 @@ def patience_s(took_s: float, under_way: int, timeout_s: float) -> float:
     """How long a search that has `timeout_s` waits for the calls under way, at least one."""
     doubled: float = 2.0 ** min(under_way - 1, _MOST_DOUBLINGS)
     return min(max(PATIENCE * took_s, MIN_PATIENCE_S), MAX_PATIENCE_S, PATIENT_SHARE * timeout_s) * doubled
+
+
+def returning_s(took_s: float) -> float:
+    """How long those whom a call answered are expected back at most; no longer than it took."""
+    return min(took_s, MAX_RETURNING_S)
 
 
 def shortest_s(key: Key) -> float:

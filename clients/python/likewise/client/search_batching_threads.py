@@ -1,10 +1,17 @@
-"""As `likewise.client.search_batching`, for threads: one of those that wait makes the call for all."""
+"""As `likewise.client.search_batching`, for threads: one of those that wait makes the call for all.
+
+Threads that were answered together ask again one after the other, as each is given the interpreter. Without a pause the
+first of them would go alone and all others after it, two calls where one is enough. So the next call waits for as many
+searches as the last one answered and left waiting, as long as one follows the other closely; a thread that is by itself
+waits for nobody.
+"""
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from likewise.client.batching_outcomes import (
     Outcome,
@@ -17,13 +24,16 @@ from likewise.client.batching_outcomes import (
     seconds_of,
 )
 from likewise.client.batching_policy import (
+    FOLLOWING_S,
     MIN_TIMEOUT_S,
+    WARY_CALLS,
     Key,
     is_full,
     key_of,
     latest,
     next_together,
     patience_s,
+    returning_s,
     shortest_s,
     time_of_each,
 )
@@ -33,27 +43,58 @@ from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.vector_search import VectorSearch
 
+_ANSWERED_KEPT: Final = 64
+
 
 @dataclass(slots=True, eq=False)
 class _Seat:
-    """A thread's search: it waits until it is answered, or has to make the call for `members`, itself the last."""
+    """A thread's search.
+
+    Attributes:
+        search: It.
+        deadline: When its caller's time is over, by the monotonic clock.
+        woken: Says that something has changed here: its part, or that it is answered.
+        members: Whom it has to make a call for, itself among them.
+        answered: Whether `outcome` is what became of it.
+        outcome: See `Outcome`.
+        request_id: Of the call that carries it.
+    """
 
     search: VectorSearch
     deadline: float
     woken: threading.Event = field(default_factory=threading.Event)
     members: "Sequence[_Seat]" = ()
+    answered: bool = False
     outcome: Outcome = None
     request_id: str = ""
 
 
 @dataclass(slots=True, eq=False)
 class _Bench:
-    """As `_Lane`, for threads."""
+    """As `_Lane`, for threads.
+
+    Attributes:
+        expected: Searches that the next call waits for a little.
+        lookout: Which of those that wait starts it when no more come.
+        wary: Calls that go without a lookout, since one was in vain.
+    """
 
     under_way: int = 0
     waiting: list[_Seat] = field(default_factory=list)
     took_s: float = 0.0
     each_s: float = 0.0
+    expected: int = 1
+    lookout: _Seat | None = None
+    wary: int = 0
+
+
+class _Answered(NamedTuple):
+    """How many searches the last call of a kind answered, how long it took, when that was, and `_Bench.wary`."""
+
+    searches: int
+    took_s: float
+    at_s: float
+    wary: int
 
 
 class SearchBatcher:
@@ -68,6 +109,7 @@ class SearchBatcher:
         self._call = call
         self._config = config
         self._benches: dict[Key, _Bench] = {}
+        self._answered: OrderedDict[Key, _Answered] = OrderedDict()
         self._lock = threading.Lock()
 
     def search(self, search: VectorSearch, timeout: float | None) -> Hits:
@@ -78,33 +120,23 @@ class SearchBatcher:
             return alone
         key, seat = key_of(search, timeout_s), _Seat(search, time.monotonic() + timeout_s)
         with self._lock:
-            bench = self._benches.setdefault(key, _Bench())
+            bench = self._benches.get(key) or self._new(key)
             if is_full(len(bench.waiting), bench.each_s, search, timeout_s):
                 raise queue_full(len(bench.waiting), timeout_s, bench.took_s)
             bench.waiting.append(seat)
             if not bench.under_way:
-                self._appoint(bench)
+                self._next(bench)
         try:
-            patient_s = patience_s(bench.took_s, bench.under_way, shortest_s(key))
-            if patient_s < timeout_s and not seat.woken.wait(patient_s):
-                with self._lock:
-                    if seat in bench.waiting:
-                        self._appoint(bench)
-            if not seat.woken.is_set():
-                seat.woken.wait(min(max(seat.deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
-            with self._lock:
-                if seat in bench.waiting:
-                    bench.waiting.remove(seat)
+            self._await(key, bench, seat)
         except BaseException:  # Ctrl-C: nobody may be left waiting for this thread
-            with self._lock:
-                if seat in bench.waiting:
-                    bench.waiting.remove(seat)
+            self._leave(key, bench, seat)
             if seat.members:
                 self._give_out(key, bench, seat.members, [None] * len(seat.members))
             raise
+        self._leave(key, bench, seat)
         if seat.members:
             self._lead(key, bench, seat.members)
-        if not seat.woken.is_set():
+        if not seat.answered:
             raise too_late(seat.request_id)
         if seat.outcome is None:
             again: Hits = self._call(search.call(), left_s(seat.deadline, time.monotonic()))
@@ -116,13 +148,69 @@ class SearchBatcher:
         """As `AsyncSearchBatcher.kinds`."""
         return len(self._benches)
 
+    def _new(self, key: Key) -> _Bench:
+        """A bench where none is; to be called with the lock, as the two below."""
+        bench = self._benches[key] = _Bench()
+        last = self._answered.pop(key, None)
+        if last is not None and time.monotonic() < last.at_s + returning_s(last.took_s):
+            bench.expected, bench.took_s, bench.wary = last.searches, last.took_s, last.wary
+        return bench
+
+    def _next(self, bench: _Bench) -> None:
+        """Have those that wait go, or one of them look out for more."""
+        if bench.wary or len(bench.waiting) >= min(bench.expected, bench.waiting[0].search.most):
+            self._appoint(bench)
+        elif bench.lookout is None:
+            bench.lookout = bench.waiting[0]
+            bench.lookout.woken.set()
+
     def _appoint(self, bench: _Bench) -> None:
-        """Have one of those that wait make the next call; to be called with the lock."""
+        """Have one of those that wait make the next call."""
+        bench.lookout = None
         members, bench.waiting = next_together(bench.waiting, bench.took_s, time.monotonic())
         leader = latest(members)  # it may wait as long as any of them
         leader.members = members
         bench.under_way += 1
         leader.woken.set()
+
+    def _await(self, key: Key, bench: _Bench, seat: _Seat) -> None:
+        """Wait until the search is answered or is to be led, or its time is over."""
+        while not (seat.answered or seat.members) and (left := seat.deadline - time.monotonic()) > 0:
+            wait_s = min(left, threading.TIMEOUT_MAX)
+            if seat in bench.waiting:
+                wait_s = min(wait_s, patience_s(bench.took_s, max(bench.under_way, 1), shortest_s(key)))
+            if seat.woken.wait(wait_s):
+                seat.woken.clear()
+                if bench.lookout is seat:
+                    self._look_out(bench, seat)
+                continue
+            with self._lock:
+                if seat in bench.waiting and time.monotonic() < seat.deadline:
+                    self._appoint(bench)  # the calls under way have taken too long
+
+    def _look_out(self, bench: _Bench, seat: _Seat) -> None:
+        """Wait for more searches as long as one follows the other, then have them go."""
+        until_s = time.monotonic() + returning_s(bench.took_s)
+        while bench.lookout is seat:
+            count = len(bench.waiting)
+            if seat.woken.wait(FOLLOWING_S):
+                return
+            with self._lock:
+                if bench.lookout is seat and (len(bench.waiting) == count or time.monotonic() > until_s):
+                    bench.wary = WARY_CALLS
+                    self._appoint(bench)
+
+    def _leave(self, key: Key, bench: _Bench, seat: _Seat) -> None:
+        """Wait no longer."""
+        with self._lock:
+            if seat in bench.waiting:
+                bench.waiting.remove(seat)
+            if bench.lookout is seat:
+                bench.lookout = None
+                if bench.waiting:
+                    self._appoint(bench)
+                else:
+                    del self._benches[key]
 
     def _lead(self, key: Key, bench: _Bench, members: Sequence[_Seat]) -> None:
         started = time.monotonic()
@@ -142,11 +230,23 @@ class SearchBatcher:
         """Hand out the outcomes, and the lead to the next that waits."""
         for member, outcome in zip(members, outcomes, strict=True):
             member.outcome = outcome
+            member.answered = True
             member.woken.set()
         with self._lock:
             bench.each_s = time_of_each(members[0].search, bench.took_s, bench.under_way)
             bench.under_way -= 1
+            bench.wary = max(bench.wary - 1, 0)
+            if bench.under_way:
+                return  # those that wait go when all are back, or when they have waited for too long
             if bench.waiting:
-                self._appoint(bench)
-            elif not bench.under_way:
+                bench.expected = len(members) + len(bench.waiting)
+                self._next(bench)
+            else:
                 del self._benches[key]
+                self._remember(key, _Answered(len(members), bench.took_s, time.monotonic(), bench.wary))
+
+    def _remember(self, key: Key, answered: _Answered) -> None:
+        if answered.searches > 1:
+            self._answered[key] = answered
+            if len(self._answered) > _ANSWERED_KEPT:
+                self._answered.popitem(last=False)

@@ -179,7 +179,6 @@ class AsyncTransport:
         self._channel: grpc.aio.Channel | None = None
         self._methods: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, Any]] = {}
         self._closed = False
-        self._stream = SearchStream(self._search_stream, config.serialise)
         self._searching = SearchStream(self._search_stream, config.serialise)
         self.searches = AsyncSearchBatcher(self.search, config)
 
