@@ -4,8 +4,10 @@
 import asyncio
 from typing import Any
 
+import pytest
 from tests.unit.client.batching_answers import CONFIG, Answers, search
 
+from likewise.client import search_batching
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.search_batching import AsyncSearchBatcher
@@ -35,6 +37,12 @@ class Async(Answers):
 
     def ask(self, number: int, timeout: float | None = None, **query: Any) -> asyncio.Task[Hits]:
         return asyncio.create_task(self.batcher.search(search(number, **query), timeout))
+
+
+@pytest.fixture
+def nobody_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call waits for those who were answered."""
+    monkeypatch.setattr(search_batching, "FOLLOWING_S", -1.0)
 
 
 async def turns(count: int = 6) -> None:

@@ -6,7 +6,15 @@ from typing import NamedTuple
 import pytest
 from tests.unit.client.batching_answers import search
 
-from likewise.client.batching_policy import MAX_WAITING, is_full, next_together, patience_s, time_of_each
+from likewise.client.batching_policy import (
+    MAX_WAITING,
+    NOBODY,
+    WARY_CALLS,
+    is_full,
+    next_together,
+    patience_s,
+    time_of_each,
+)
 from likewise.client.vector_search import VectorSearch
 
 
@@ -70,3 +78,23 @@ def test_there_is_an_end_to_those_that_wait_without_a_limit_or_for_the_first_cal
         found = [is_full(waiting, each_s, search(0), timeout_s) for waiting in (0, MAX_WAITING - 1, MAX_WAITING)]
 
         assert found == [False, False, True]
+
+
+def test_who_was_answered_or_waits_is_expected_in_the_next_call_as_far_as_all_of_them_fit() -> None:
+    assert NOBODY.are_back(0)
+    assert NOBODY.after(answered=1, waiting=0, most=256) == NOBODY
+
+    three = NOBODY.after(answered=2, waiting=1, most=256)
+    assert [three.are_back(waiting) for waiting in (0, 2, 3)] == [False, False, True]
+
+    assert NOBODY.after(answered=200, waiting=100, most=256).are_back(256)
+
+
+def test_some_calls_after_one_that_waited_in_vain_wait_for_nobody() -> None:
+    returning = NOBODY.after(answered=3, waiting=0, most=256).in_vain()
+
+    for _ in range(WARY_CALLS):
+        assert returning.are_back(1)
+        returning = returning.after(answered=3, waiting=0, most=256)
+
+    assert [returning.are_back(waiting) for waiting in (1, 3)] == [False, True]

@@ -1,15 +1,16 @@
 """Which searches of asyncio tasks travel together, and what becomes of each."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.unit.client.async_batching import Async, together, turns
+from tests.unit.client.async_batching import Async, nobody_returns, together, turns
 from tests.unit.client.batching_answers import MEMORY, search
 from tests.unit.client.fake_server import FakeServer
 
-from likewise.client import InvalidArgument, Unavailable
+from likewise.client import InvalidArgument, Unavailable, search_batching
 from likewise.client.errors import AnswerTooLarge
 from likewise.client.hits import Hits
 from likewise.client.vector_search import MAX_ROWS, vector_search
@@ -44,6 +45,7 @@ def test_searches_of_one_moment_and_those_that_find_one_under_way_go_together() 
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures(nobody_returns.__name__)
 def test_callers_that_ask_again_at_once_stay_together() -> None:
     async def run() -> None:
         server = Async()
@@ -56,6 +58,44 @@ def test_callers_that_ask_again_at_once_stay_together() -> None:
 
         assert server.calls == [[0, 1, 2, 3]] * 3
         assert server.batcher.kinds == 0
+
+    asyncio.run(run())
+
+
+def test_callers_that_ask_again_one_after_the_other_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_batching, "FOLLOWING_S", math.inf)
+    monkeypatch.setattr(search_batching, "returning_s", lambda _: math.inf)
+
+    async def run() -> None:
+        server = Async()
+
+        async def caller(number: int) -> None:
+            for _ in range(3):
+                assert (await server.batcher.search(search(number), None)).ids == [str(number)]
+                await turns(3 * number)
+
+        await asyncio.gather(*(caller(number) for number in range(4)))
+
+        assert [sorted(call) for call in server.calls] == [[0, 1, 2, 3]] * 3
+
+    asyncio.run(run())
+
+
+def test_callers_that_stay_away_are_waited_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_batching, "FOLLOWING_S", 0.0)
+
+    async def run() -> None:
+        server = Async()
+        gate, first, others = await together(server, 3)
+        gate.set()
+
+        assert (await first).ids == ["0"]
+        assert [hits.ids for hits in await asyncio.gather(*others)] == [["1"], ["2"], ["3"]]
+        assert (await server.ask(4)).ids == ["4"]
+
+        assert server.calls == [[0], [1, 2, 3], [4]]
+        while server.batcher.kinds:
+            await turns()
 
     asyncio.run(run())
 
@@ -207,6 +247,7 @@ def test_a_call_that_fails_fails_for_each_of_its_searches(failure: Exception) ->
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures(nobody_returns.__name__)
 def test_the_last_caller_to_leave_takes_the_call_along() -> None:
     async def run() -> None:
         server = Async()

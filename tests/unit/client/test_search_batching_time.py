@@ -2,11 +2,12 @@
 
 import asyncio
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.unit.client.async_batching import Async, together, turns
+from tests.unit.client.async_batching import Async, nobody_returns, together, turns
 
 from likewise.client import DeadlineExceeded, ResourceExhausted, batching_policy, search_batching
 
@@ -25,7 +26,9 @@ def test_a_search_with_little_time_waits_for_no_other() -> None:
 
 def test_a_call_has_what_its_newest_search_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(search_batching, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(
+        search_batching, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    )
 
     async def run() -> None:
         server = Async()
@@ -66,9 +69,12 @@ def test_a_caller_whose_time_is_over_is_told_so_whatever_the_others_have(monkeyp
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures(nobody_returns.__name__)
 def test_a_caller_behind_more_than_its_time_is_enough_for_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(search_batching, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(
+        search_batching, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    )
     for name in ("MIN_PATIENCE_S", "MAX_PATIENCE_S", "PATIENT_SHARE"):
         monkeypatch.setattr(batching_policy, name, 1e9)
     query: Any = {"k": 2000, "vectors": True, "timeout": 10.0}  # two of them fit into one call

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from likewise.client.vector_search import VectorSearch
 
@@ -19,7 +19,7 @@ PATIENT_SHARE: Final = 0.1
 _MOST_DOUBLINGS: Final = 10
 
 FOLLOWING_S: Final = 0.0003
-"""How closely threads that were answered together follow each other when they ask again."""
+"""How closely callers that were answered together follow each other when they ask again."""
 MAX_RETURNING_S: Final = 0.005
 """How long they are waited for at most, if the call before took as long."""
 WARY_CALLS: Final = 8
@@ -59,6 +59,34 @@ class Entry(Protocol):
 
 
 E = TypeVar("E", bound=Entry)
+
+
+class Returning(NamedTuple):
+    """Who is waited for when no call is under way: those who were answered may ask again.
+
+    Attributes:
+        expected: Searches that the next call waits for a little; 0 where there is nobody to wait for.
+        wary: Calls that wait for none, since one waited in vain.
+    """
+
+    expected: int = 0
+    wary: int = 0
+
+    def after(self, answered: int, waiting: int, most: int) -> "Returning":
+        """After a call that answered so many and left others waiting, where `most` go together."""
+        together = min(answered + waiting, most)
+        return Returning(together if together > 1 else 0, max(self.wary - 1, 0))
+
+    def in_vain(self) -> "Returning":
+        """When not as many came as were expected."""
+        return self._replace(wary=WARY_CALLS)
+
+    def are_back(self, waiting: int) -> bool:
+        """Whether so many need not wait for others."""
+        return bool(self.wary) or waiting >= self.expected
+
+
+NOBODY: Final = Returning()
 
 
 def key_of(search: VectorSearch, timeout_s: float) -> Key:

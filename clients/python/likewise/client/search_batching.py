@@ -5,8 +5,10 @@ What a call costs beside the search itself, in the client, in gRPC and in the se
 them. An idle client adds no delay: a search that meets no other goes at once, as a Search of its own. Those that come
 while it is under way wait for it and then go together, so that a batch is as large as the load makes it. How long they
 wait for a call that does not come back is bounded, and doubles with each call under way, so that a server that has more
-to do than it can is not sent ever more. Each caller's timeout is its own, whatever the others have; those that go
-together were given about the same, between a time and twice that.
+to do than it can is not sent ever more. Callers that were answered together are expected back, for as long as one
+follows the other closely: without that, the first that asks again would go alone and all others after it. Each caller's
+timeout is its own, whatever the others have; those that go together were given about the same, between a time and twice
+that.
 
 Only what costs the server the same goes together: searches that differ in nothing but their vector. Each has its own
 answer or error: one that fails in company is asked again alone, and is told what a search of its own is told.
@@ -30,13 +32,17 @@ from likewise.client.batching_outcomes import (
     seconds_of,
 )
 from likewise.client.batching_policy import (
+    FOLLOWING_S,
     MIN_TIMEOUT_S,
+    NOBODY,
     Key,
+    Returning,
     is_full,
     key_of,
     latest,
     next_together,
     patience_s,
+    returning_s,
     shortest_s,
     time_of_each,
 )
@@ -75,6 +81,7 @@ class _Lane:
         each_s: What each that waits costs those behind it.
         due: What starts those that wait.
         gathering: Whether the first of them starts those that come in the same turn of the event loop.
+        returning: Who is waited for.
     """
 
     under_way: int = 0
@@ -83,6 +90,7 @@ class _Lane:
     each_s: float = 0.0
     due: asyncio.Handle | None = None
     gathering: bool = False
+    returning: Returning = NOBODY
 
 
 class _Group:
@@ -177,6 +185,7 @@ class AsyncSearchBatcher:
             hits: Hits = await self._call(search.call(), timeout_s)
             return hits
         finally:
+            lane.returning = lane.returning.after(1, len(lane.waiting), search.most)
             self._ended(key, lane, search, time.monotonic() - started)
 
     def _wait(self, key: Key, lane: _Lane) -> None:
@@ -197,7 +206,7 @@ class AsyncSearchBatcher:
             lane.under_way += 1
             call = call_of([entry.search for entry in members])
             group = _Group(members, call.request_id)
-            group.task = asyncio.get_running_loop().create_task(self._go(call, members))
+            group.task = asyncio.get_running_loop().create_task(self._go(call, lane, members))
             # Not in the task: one that is cancelled before its first step runs nothing of what it has.
             group.task.add_done_callback(lambda _: self._left(key, lane, members, time.monotonic() - started))
         if lane.waiting:
@@ -205,15 +214,18 @@ class AsyncSearchBatcher:
         elif not lane.under_way:
             del self._lanes[key]
 
-    async def _go(self, call: Call[Any], members: Sequence[_Waiting]) -> None:
+    async def _go(self, call: Call[Any], lane: _Lane, members: Sequence[_Waiting]) -> None:
         try:
             answer = await self._call(call, left_s(latest(members).deadline, time.monotonic()))
-        except asyncio.CancelledError:
-            raise  # by the last of its callers, or with the event loop
+        except asyncio.CancelledError:  # by the last of its callers, or with the event loop
+            lane.returning = NOBODY
+            raise
         except Exception as error:
             outcomes = failed(error, len(members))
         else:
             outcomes = answered(answer)
+        # Before anybody is told: who asks again at once would be counted twice.
+        lane.returning = lane.returning.after(len(members), len(lane.waiting), members[0].search.most)
         for member, outcome in zip(members, outcomes, strict=True):
             if not member.future.done():
                 member.future.set_result(outcome)
@@ -233,5 +245,23 @@ class AsyncSearchBatcher:
             return
         if lane.due is not None:
             lane.due.cancel()
-        # Not at once: those who have just been answered may ask again in this turn of the event loop.
-        lane.due = asyncio.get_running_loop().call_soon(self._start, key, lane)
+        now = time.perf_counter()
+        # Not at once: those who have just been answered may ask again in this turn of the event loop, or soon.
+        self._look_out(key, lane, len(lane.waiting), now, now + returning_s(took_s))
+
+    def _look_out(self, key: Key, lane: _Lane, count: int, since_s: float, until_s: float) -> None:
+        """Look in the next turn of the event loop who waits, where `count` have done so since `since_s`."""
+        lane.due = asyncio.get_running_loop().call_soon(self._next, key, lane, count, since_s, until_s)
+
+    def _next(self, key: Key, lane: _Lane, count: int, since_s: float, until_s: float) -> None:
+        """Start what waits, or look out for more as long as one follows the other closely."""
+        now, waiting = time.perf_counter(), len(lane.waiting)
+        if waiting > count:
+            since_s = now
+        if lane.returning.are_back(waiting):
+            self._start(key, lane)
+        elif now - since_s > FOLLOWING_S or now > until_s:
+            lane.returning = lane.returning.in_vain()
+            self._start(key, lane)
+        else:
+            self._look_out(key, lane, waiting, since_s, until_s)

@@ -1,9 +1,7 @@
 """As `likewise.client.search_batching`, for threads: one of those that wait makes the call for all.
 
-Threads that were answered together ask again one after the other, as each is given the interpreter. Without a pause the
-first of them would go alone and all others after it, two calls where one is enough. So the next call waits for as many
-searches as the last one answered and left waiting, as long as one follows the other closely; a thread that is by itself
-waits for nobody.
+Threads that were answered together ask again one after the other, as each is given the interpreter; so one of those
+that wait looks out for them.
 """
 
 import threading
@@ -26,8 +24,9 @@ from likewise.client.batching_outcomes import (
 from likewise.client.batching_policy import (
     FOLLOWING_S,
     MIN_TIMEOUT_S,
-    WARY_CALLS,
+    NOBODY,
     Key,
+    Returning,
     is_full,
     key_of,
     latest,
@@ -74,27 +73,24 @@ class _Bench:
     """As `_Lane`, for threads.
 
     Attributes:
-        expected: Searches that the next call waits for a little.
-        lookout: Which of those that wait starts it when no more come.
-        wary: Calls that go without a lookout, since one was in vain.
+        returning: Who is waited for.
+        lookout: Which of those that wait starts the next call when no more come.
     """
 
     under_way: int = 0
     waiting: list[_Seat] = field(default_factory=list)
     took_s: float = 0.0
     each_s: float = 0.0
-    expected: int = 1
+    returning: Returning = NOBODY
     lookout: _Seat | None = None
-    wary: int = 0
 
 
 class _Answered(NamedTuple):
-    """How many searches the last call of a kind answered, how long it took, when that was, and `_Bench.wary`."""
+    """What a bench had learned when nobody was left on it: whom to wait for, and how long the last call took, when."""
 
-    searches: int
+    returning: Returning
     took_s: float
     at_s: float
-    wary: int
 
 
 class SearchBatcher:
@@ -149,16 +145,16 @@ class SearchBatcher:
         return len(self._benches)
 
     def _new(self, key: Key) -> _Bench:
-        """A bench where none is; to be called with the lock, as the two below."""
+        """A bench where none is; to be called with the lock, as the three below."""
         bench = self._benches[key] = _Bench()
         last = self._answered.pop(key, None)
         if last is not None and time.monotonic() < last.at_s + returning_s(last.took_s):
-            bench.expected, bench.took_s, bench.wary = last.searches, last.took_s, last.wary
+            bench.returning, bench.took_s = last.returning, last.took_s
         return bench
 
     def _next(self, bench: _Bench) -> None:
         """Have those that wait go, or one of them look out for more."""
-        if bench.wary or len(bench.waiting) >= min(bench.expected, bench.waiting[0].search.most):
+        if bench.returning.are_back(len(bench.waiting)):
             self._appoint(bench)
         elif bench.lookout is None:
             bench.lookout = bench.waiting[0]
@@ -197,7 +193,7 @@ class SearchBatcher:
                 return
             with self._lock:
                 if bench.lookout is seat and (len(bench.waiting) == count or time.monotonic() > until_s):
-                    bench.wary = WARY_CALLS
+                    bench.returning = bench.returning.in_vain()
                     self._appoint(bench)
 
     def _leave(self, key: Key, bench: _Bench, seat: _Seat) -> None:
@@ -227,26 +223,26 @@ class SearchBatcher:
             self._give_out(key, bench, members, outcomes)
 
     def _give_out(self, key: Key, bench: _Bench, members: Sequence[_Seat], outcomes: Sequence[Outcome]) -> None:
-        """Hand out the outcomes, and the lead to the next that waits."""
+        """Hand the lead to the next that waits, and hand out the outcomes."""
+        # In this order: who asks again at once would be counted twice.
+        with self._lock:
+            bench.each_s = time_of_each(members[0].search, bench.took_s, bench.under_way)
+            bench.under_way -= 1
+            bench.returning = bench.returning.after(len(members), len(bench.waiting), members[0].search.most)
+            if not bench.under_way:  # else those that wait go when all are back, or when they have waited for too long
+                self._all_back(key, bench)
         for member, outcome in zip(members, outcomes, strict=True):
             member.outcome = outcome
             member.answered = True
             member.woken.set()
-        with self._lock:
-            bench.each_s = time_of_each(members[0].search, bench.took_s, bench.under_way)
-            bench.under_way -= 1
-            bench.wary = max(bench.wary - 1, 0)
-            if bench.under_way:
-                return  # those that wait go when all are back, or when they have waited for too long
-            if bench.waiting:
-                bench.expected = len(members) + len(bench.waiting)
-                self._next(bench)
-            else:
-                del self._benches[key]
-                self._remember(key, _Answered(len(members), bench.took_s, time.monotonic(), bench.wary))
 
-    def _remember(self, key: Key, answered: _Answered) -> None:
-        if answered.searches > 1:
-            self._answered[key] = answered
+    def _all_back(self, key: Key, bench: _Bench) -> None:
+        """Go on with those that wait, or forget the bench but for what it has learned."""
+        if bench.waiting:
+            self._next(bench)
+            return
+        del self._benches[key]
+        if bench.returning != NOBODY:
+            self._answered[key] = _Answered(bench.returning, bench.took_s, time.monotonic())
             if len(self._answered) > _ANSWERED_KEPT:
                 self._answered.popitem(last=False)
