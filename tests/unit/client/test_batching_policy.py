@@ -13,6 +13,7 @@ from likewise.client.batching_policy import (
     is_full,
     next_together,
     patience_s,
+    returning_s,
     time_of_each,
 )
 from likewise.client.vector_search import VectorSearch
@@ -98,3 +99,9 @@ def test_some_calls_after_one_that_waited_in_vain_wait_for_nobody() -> None:
         returning = returning.after(answered=3, waiting=0, most=256)
 
     assert [returning.are_back(waiting) for waiting in (1, 3)] == [False, True]
+
+
+def test_callers_are_waited_for_no_longer_than_the_call_took_nor_than_a_tenth_of_a_searchs_time() -> None:
+    assert [returning_s(took_s, 60.0) for took_s in (0.0, 0.002, 9.0)] == [0.0, 0.002, 0.005]
+    assert returning_s(9.0, 0.03) == pytest.approx(0.003)
+    assert returning_s(9.0, math.inf) == 0.005

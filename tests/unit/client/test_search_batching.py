@@ -64,7 +64,7 @@ def test_callers_that_ask_again_at_once_stay_together() -> None:
 
 def test_callers_that_ask_again_one_after_the_other_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_batching, "FOLLOWING_S", math.inf)
-    monkeypatch.setattr(search_batching, "returning_s", lambda _: math.inf)
+    monkeypatch.setattr(search_batching, "returning_s", lambda *_: math.inf)
 
     async def run() -> None:
         server = Async()

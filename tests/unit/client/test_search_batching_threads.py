@@ -94,7 +94,7 @@ def arrived(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
 def expect_returns(monkeypatch: pytest.MonkeyPatch, *, following_s: float) -> None:
     """Callers who were answered are expected back for ever, each so long after the one before it."""
     monkeypatch.setattr(search_batching_threads, "FOLLOWING_S", following_s)
-    monkeypatch.setattr(search_batching_threads, "returning_s", lambda _: 1e9)
+    monkeypatch.setattr(search_batching_threads, "returning_s", lambda *_: 1e9)
 
 
 def one_and_three(server: Threads, arrived: threading.Semaphore) -> list[Caller]:

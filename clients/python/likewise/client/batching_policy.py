@@ -15,7 +15,7 @@ for each further one."""
 MIN_PATIENCE_S: Final = 0.005
 MAX_PATIENCE_S: Final = 0.05
 PATIENT_SHARE: Final = 0.1
-"""Of the time a search has: it waits no longer than that for a call under way."""
+"""Of the time a search has: it waits no longer than that for a call under way, nor for callers to come back."""
 _MOST_DOUBLINGS: Final = 10
 
 FOLLOWING_S: Final = 0.0003
@@ -100,9 +100,9 @@ def patience_s(took_s: float, under_way: int, timeout_s: float) -> float:
     return min(max(PATIENCE * took_s, MIN_PATIENCE_S), MAX_PATIENCE_S, PATIENT_SHARE * timeout_s) * doubled
 
 
-def returning_s(took_s: float) -> float:
-    """How long those whom a call answered are expected back at most; no longer than it took."""
-    return min(took_s, MAX_RETURNING_S)
+def returning_s(took_s: float, timeout_s: float) -> float:
+    """How long a search that has `timeout_s` waits at most for those whom a call that took so long answered."""
+    return min(took_s, MAX_RETURNING_S, PATIENT_SHARE * timeout_s)
 
 
 def shortest_s(key: Key) -> float:

@@ -247,7 +247,7 @@ class AsyncSearchBatcher:
             lane.due.cancel()
         now = time.perf_counter()
         # Not at once: those who have just been answered may ask again in this turn of the event loop, or soon.
-        self._look_out(key, lane, len(lane.waiting), now, now + returning_s(took_s))
+        self._look_out(key, lane, len(lane.waiting), now, now + returning_s(took_s, shortest_s(key)))
 
     def _look_out(self, key: Key, lane: _Lane, count: int, since_s: float, until_s: float) -> None:
         """Look in the next turn of the event loop who waits, where `count` have done so since `since_s`."""

@@ -145,10 +145,10 @@ class SearchBatcher:
         return len(self._benches)
 
     def _new(self, key: Key) -> _Bench:
-        """A bench where none is; to be called with the lock, as the three below."""
+        """A bench where none is; to be called with the lock, as the two below."""
         bench = self._benches[key] = _Bench()
         last = self._answered.pop(key, None)
-        if last is not None and time.monotonic() < last.at_s + returning_s(last.took_s):
+        if last is not None and time.monotonic() < last.at_s + returning_s(last.took_s, shortest_s(key)):
             bench.returning, bench.took_s = last.returning, last.took_s
         return bench
 
@@ -178,15 +178,15 @@ class SearchBatcher:
             if seat.woken.wait(wait_s):
                 seat.woken.clear()
                 if bench.lookout is seat:
-                    self._look_out(bench, seat)
+                    self._look_out(key, bench, seat)
                 continue
             with self._lock:
                 if seat in bench.waiting and time.monotonic() < seat.deadline:
                     self._appoint(bench)  # the calls under way have taken too long
 
-    def _look_out(self, bench: _Bench, seat: _Seat) -> None:
+    def _look_out(self, key: Key, bench: _Bench, seat: _Seat) -> None:
         """Wait for more searches as long as one follows the other, then have them go."""
-        until_s = time.monotonic() + returning_s(bench.took_s)
+        until_s = time.monotonic() + returning_s(bench.took_s, shortest_s(key))
         while bench.lookout is seat:
             count = len(bench.waiting)
             if seat.woken.wait(FOLLOWING_S):
@@ -237,7 +237,7 @@ class SearchBatcher:
             member.woken.set()
 
     def _all_back(self, key: Key, bench: _Bench) -> None:
-        """Go on with those that wait, or forget the bench but for what it has learned."""
+        """Go on with those that wait, or forget the bench but for what it has learned; with the lock."""
         if bench.waiting:
             self._next(bench)
             return
