@@ -10,6 +10,7 @@ from tests.unit.shards.fakes import F32, gallery, unit
 from likewise.shards import index
 from likewise.shards.cache import SUFFIX, SealedCache, sweep
 from likewise.shards.index import BuildStopped, SealedIndex
+from likewise.shards.protocols import I64
 from likewise.shards.recipe import Recipe, recipe
 from likewise.shards.spec import AUTO_HNSW_ROWS, AttributeSpec, GallerySpec, IndexSpec, SpecError, generation
 from likewise.v1 import common_pb2
@@ -128,6 +129,32 @@ def test_an_index_near_the_row_count_that_asks_for_another_stays() -> None:
 def test_a_build_stops_when_asked_to() -> None:
     with pytest.raises(BuildStopped):
         index.build(ROWS, DIM, Recipe("HNSW8,Flat"), IndexSpec(), gather=VECTORS.__getitem__, stop=lambda: True)
+
+
+def test_pieces_of_a_build_end_in_time_to_look_at_stop_and_hold_few_copies() -> None:
+    assert index.next_piece(1_000, index.PIECE_S, DIM) == 1_000
+    assert index.next_piece(1_000, 2 * index.PIECE_S, DIM) == 500
+    assert index.next_piece(1_000, 0.5 * index.PIECE_S, DIM) == 2_000
+    assert index.next_piece(1_000, 1e-9, DIM) == 4_000
+    assert index.next_piece(1_000_000, 1e-9, 512) == index.PIECE_BYTES // (512 * 4)
+    assert index.next_piece(1_000, 1_000.0, DIM) == index.LEAST_PIECE
+
+
+def test_an_index_of_many_pieces_has_each_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "FIRST_PIECE", 100)
+    monkeypatch.setattr(index, "LEAST_PIECE", 7)
+    monkeypatch.setattr(index, "PIECE_BYTES", 4 * DIM * 150)
+    asked: list[list[int]] = []
+
+    def gather(positions: I64) -> F32:
+        asked.append(positions.tolist())
+        return VECTORS[positions]
+
+    found = index.build(ROWS, DIM, Recipe("HNSW8,Flat"), IndexSpec(), gather=gather)
+
+    assert [position for piece in asked for position in piece] == list(range(ROWS))
+    assert max(map(len, asked)) <= 150
+    assert nearest(found, VECTORS[:20]) == list(range(20))
 
 
 @pytest.fixture

@@ -131,19 +131,20 @@ def test_a_partition_read_beside_an_index_has_vectors_for_the_other_rows_only(tm
 def test_a_build_leaves_cores_to_searches_while_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     monkeypatch.setattr(index, "_THREADS", 4)
+    monkeypatch.setattr(index, "next_piece", lambda rows, took_s, dim: rows)
     monkeypatch.setattr(index.faiss, "omp_set_num_threads", threads.append)
     searches = iter([True, False, True])
 
     index.build(
-        9_000,
+        3 * index.FIRST_PIECE,
         DIM,
         Recipe("HNSW4,Flat", 8),
         IndexSpec(),
-        gather=lambda positions: np.resize(VECTORS, (9_000, DIM))[positions],
+        gather=lambda positions: np.resize(VECTORS, (3 * index.FIRST_PIECE, DIM))[positions],
         busy=lambda: next(searches),
     )
 
-    assert threads == [2, 4, 2]  # pieces of 4,096 rows
+    assert threads == [2, 4, 2]  # for each piece
 
 
 async def test_a_block_placed_just_before_the_close_is_written(tmp_path: Path, written: Sequence[int]) -> None:
