@@ -6,14 +6,13 @@ import os
 # on two cores, 32 callers get twice the answers with PASSIVE that they get with ACTIVE (docs/benchmarks.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Scans share their rows among threads themselves (likewise.shards.scan_threads). numpy's BLAS reads this when it is
-# loaded, and FAISS, which brings one of its own for building indexes, is to read what the operator has set.
-_BLAS_THREADS = os.environ.get("OPENBLAS_NUM_THREADS")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-import numpy as _numpy  # noqa: F401
+from threadpoolctl import threadpool_limits
 
-if _BLAS_THREADS is None:
-    del os.environ["OPENBLAS_NUM_THREADS"]
+# Scans share their rows among threads themselves (likewise.shards.scan_threads), and a thread of BLAS spins for a while
+# after each product. numpy is loaded by now, for the SDK needs it, and so would not see a variable of the environment.
+# FAISS, which brings a BLAS of its own for building indexes, is not: it reads what the operator has set.
+if not {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():
+    threadpool_limits(limits=1, user_api="blas")
 
 import asyncio
 import sys

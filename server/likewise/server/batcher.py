@@ -117,7 +117,7 @@ class Lane(Generic[T, R]):
         Raises:
             ValueError: If more than `window` of the call's items would be in flight.
             Unavailable: If the batcher closes.
-            Exception: What the run of a batch with one of the items raised.
+            Exception: What the run of a batch with one of the items raised, or gave for one of them.
         """
         if self._in_flight + len(items) > self.window:
             raise ValueError(f"at most {self.window} items at a time, got {len(items)} beside {self._in_flight}")
@@ -128,12 +128,33 @@ class Lane(Generic[T, R]):
         finally:
             self._in_flight -= len(items)
 
+    async def run_all(self, items: Sequence[T]) -> list[R]:
+        """As `run` for any number of items: as many of them are in flight as the window takes."""
+        if len(items) <= self.window:
+            return await self.run(items)
+        step = min(self._batcher.limits.max_batch, self.window)
+        results: list[R] = []
+        parts: deque[asyncio.Task[list[R]]] = deque()
+        try:
+            for first in range(0, len(items), step):
+                if len(parts) == self.window // step:
+                    results += await parts.popleft()
+                parts.append(asyncio.create_task(self.run(items[first : first + step])))
+            while parts:
+                results += await parts.popleft()
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+        return results
+
 
 class Batcher(Generic[T, R]):
     """Runs items of concurrent callers in batches on a thread of its own. All methods belong to one event loop.
 
     Args:
-        run: Takes 1 to max_batch items, returns a result for each, in order; blocks; runs on max_running threads.
+        run: Takes 1 to max_batch items, returns a result for each, in order, or the exception that is its own. It
+            blocks, and runs on max_running threads.
         name: For logs, metrics and messages.
         limits: Its bounds.
         on_batch: Told about every batch, on the event loop.
@@ -141,7 +162,7 @@ class Batcher(Generic[T, R]):
 
     def __init__(
         self,
-        run: Callable[[Sequence[T]], Sequence[R]],
+        run: Callable[[Sequence[T]], Sequence[R | Exception]],
         *,
         name: str,
         limits: BatchLimits | None = None,
@@ -174,7 +195,7 @@ class Batcher(Generic[T, R]):
 
     @contextlib.contextmanager
     def admit(self, items: int) -> Iterator[Lane[T, R]]:
-        """Take places for a call of `items` items, at most two batches of them: one runs while the next is prepared.
+        """Take places for a call of `items` items, at most for the batches that may run and one more, which waits.
 
         Raises:
             Overloaded: If the places are taken; nothing was done, and the error says when to come back.
@@ -182,7 +203,7 @@ class Batcher(Generic[T, R]):
         """
         if self._closed:
             raise Unavailable(f"{self.name} is shutting down")
-        window = min(items, 2 * self.limits.max_batch, self.limits.max_items)
+        window = min(items, (self.limits.max_running + 1) * self.limits.max_batch, self.limits.max_items)
         if self._admitted + window > self.limits.max_items:
             raise Overloaded(
                 f"the queue of {self.name} is full: {self._admitted} items, the limit is {self.limits.max_items}",
@@ -283,7 +304,7 @@ class Batcher(Generic[T, R]):
         queue_s = tuple(start - entry.since_s for entry in batch)
         waiting = self._waiting
         error: Exception | None = None
-        results: Sequence[R] = ()
+        results: Sequence[R | Exception] = ()
         try:
             loop = asyncio.get_running_loop()
             results = await loop.run_in_executor(self._executor, self._run_until, _latest(batch), batch)
@@ -296,10 +317,11 @@ class Batcher(Generic[T, R]):
         for i, entry in enumerate(batch):
             if entry.future.done():
                 continue
-            if error is not None:
-                entry.future.set_exception(error)
+            outcome = results[i] if error is None else error
+            if isinstance(outcome, Exception):
+                entry.future.set_exception(outcome)
             else:
-                entry.future.set_result(results[i])
+                entry.future.set_result(outcome)
         if len(batch) > 1 and error is None:
             expected = min(len(batch) + self._waiting, self.limits.max_batch)
             self._returning = (expected, start + run_s * (1 + self.limits.regather))
@@ -312,7 +334,7 @@ class Batcher(Generic[T, R]):
                 # Losing a figure is better than a queue that nobody works off.
                 _LOG.exception("the report of a batch of %s was refused", self.name)
 
-    def _run_until(self, until_s: float | None, batch: Sequence[_Entry[T, R]]) -> Sequence[R]:
+    def _run_until(self, until_s: float | None, batch: Sequence[_Entry[T, R]]) -> Sequence[R | Exception]:
         """Run a batch, on a thread, within the latest deadline of its callers."""
         items = [entry.item for entry in batch]
         if until_s is None:

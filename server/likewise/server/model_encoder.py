@@ -8,13 +8,16 @@ import numpy.typing as npt
 
 from likewise.export.manifest import ManifestError, TensorSpec
 from likewise.export.preprocess import preprocessing_of
-from likewise.server.encoders import OnnxComposer, OnnxImageEncoder, OnnxTextEncoder, Serving
+from likewise.server.batched_graph import Serving
+from likewise.server.composer import OnnxComposer
+from likewise.server.image_encoder import OnnxImageEncoder
 from likewise.server.images import ImageLimits
 from likewise.server.model_slot import ModelSlot
 from likewise.server.remote import remote_graph
 from likewise.server.remote.endpoint_encoder import EndpointImageEncoder, EndpointTextEncoder
 from likewise.server.remote.remote_graph import RemoteGraph
 from likewise.server.served import GraphCall, Served
+from likewise.server.text_encoder import OnnxTextEncoder
 
 Array = npt.NDArray[Any]
 ServedModel = OnnxImageEncoder | OnnxTextEncoder | OnnxComposer | EndpointImageEncoder | EndpointTextEncoder
@@ -35,8 +38,7 @@ def make_encoder(slot: ModelSlot, serving: Serving, images: ImageLimits) -> Serv
     """
     most = min(serving.batch.max_batch, slot.manifest.max_batch)
     endpoint = slot.manifest.endpoint
-    running = 1 if endpoint is None else remote_graph.RUNNING
-    serving = replace(serving, batch=replace(serving.batch, max_batch=most, max_running=running))
+    serving = replace(serving, batch=replace(serving.batch, max_batch=most, max_running=_running(slot)))
     if endpoint is not None and endpoint.contents == "bytes" and slot.manifest.kind != "composer":
         return _endpoint_encoder(slot)
     match slot.manifest.kind:
@@ -58,6 +60,14 @@ def served(slot: ModelSlot, encoder: ServedModel) -> Served:
         max_batch=of.max_batch,
         graph=GraphCall(of.inputs, of.outputs, _infer(slot, encoder)) if of.endpoint is None else None,
     )
+
+
+def _running(slot: ModelSlot) -> int:
+    """How many batches are in progress at a time."""
+    if slot.manifest.endpoint is not None:
+        return remote_graph.RUNNING
+    # While a GPU has one batch of pictures, the processor decodes the next; by itself it could only be slower at both.
+    return 2 if slot.on_gpu and slot.manifest.kind == "image_encoder" else 1
 
 
 def _infer(slot: ModelSlot, encoder: ServedModel) -> Callable[[Mapping[str, Array]], Awaitable[Mapping[str, Array]]]:

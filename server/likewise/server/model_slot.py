@@ -17,7 +17,7 @@ from likewise.export.model_repository import Model, verify_files
 from likewise.export.tokenizer import Tokenizer, tokenizer_of
 from likewise.server.errors import FailedPrecondition, Unavailable
 from likewise.server.graphs import OpenGraph, open_graph
-from likewise.server.session import Runtime, SessionError
+from likewise.server.session import CUDA, Runtime, SessionError
 from likewise.v1 import common_pb2, model_service_pb2
 from likewise.v1.model_service_pb2 import ModelKind, ModelState
 
@@ -47,6 +47,11 @@ class ModelSlot:
         model: Its manifest and folder.
         runtime: Where and how it runs.
         open_graph: Opens its graph.
+
+    Attributes:
+        manifest: What it says of itself.
+        model: With its folder.
+        on_gpu: Whether it is to run on one.
     """
 
     def __init__(self, model: Model, runtime: Runtime, *, open_graph: OpenModel = open_graph) -> None:
@@ -58,6 +63,7 @@ class ModelSlot:
         self._opened: _Opened | None = None
         self._closed = False
         self._state: ModelState.ValueType = model_service_pb2.MODEL_STATE_AVAILABLE
+        self.on_gpu = runtime.providers[0] == CUDA
         self._reason = ""
         self._users = 0
         self._unused = asyncio.Event()

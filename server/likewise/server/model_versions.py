@@ -9,10 +9,12 @@ from typing import Final
 
 from likewise.export.manifest import Manifest, ManifestError
 from likewise.export.model_repository import Model, Repository
+from likewise.server.batched_graph import Serving
 from likewise.server.batcher import BatchLimits, BatchReport
-from likewise.server.encoders import OnnxComposer, OnnxImageEncoder, OnnxTextEncoder, Serving
+from likewise.server.composer import OnnxComposer
 from likewise.server.errors import FailedPrecondition, NotFound
 from likewise.server.graphs import open_graph
+from likewise.server.image_encoder import OnnxImageEncoder
 from likewise.server.images import ImageLimits
 from likewise.server.lineup import Lineup, check_place
 from likewise.server.model_encoder import ServedModel, make_encoder, served
@@ -22,6 +24,7 @@ from likewise.server.protocols import Family
 from likewise.server.remote.endpoint_encoder import EndpointImageEncoder, EndpointTextEncoder
 from likewise.server.served import Served, find
 from likewise.server.session import Runtime
+from likewise.server.text_encoder import OnnxTextEncoder
 from likewise.server.validate import shown
 from likewise.v1 import model_service_pb2
 

@@ -5,6 +5,7 @@ when it is made. Everything here blocks: call it from the one thread that owns t
 """
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +131,14 @@ class BoundRun:
         self._session = session
         self._device = device
         self._device_id = device_id
+        self._turn = threading.Lock()
 
     def __call__(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run one batch; an array in this process's memory for each output."""
+        with self._turn:  # two at a time would take twice the memory of the device
+            return self._run(feeds, outputs)
+
+    def _run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         binding = self._session.io_binding()
         for name, array in feeds.items():
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, self._device_id)

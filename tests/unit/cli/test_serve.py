@@ -1,6 +1,7 @@
 """`likewise serve` as a process, and `likewise doctor`."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -48,6 +49,27 @@ def test_a_store_in_use_ends_the_start_with_the_holder(tmp_path: Path) -> None:
     assert "likewise: cannot start: the store" in errors
     assert "127.0.0.1:7" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [(None, [1]), ("2", [2])])
+def test_numpy_multiplies_on_one_thread_in_a_server_unless_the_operator_says_otherwise(
+    chosen: str | None, threads: list[int]
+) -> None:
+    program = """
+import likewise.client  # as the command does, and numpy with it
+import likewise.cli.serve
+from threadpoolctl import threadpool_info
+print([pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"] and pool["user_api"] == "blas"])
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    if chosen is not None:
+        environment["OPENBLAS_NUM_THREADS"] = chosen
+
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert found.stdout.strip() == str(threads)
 
 
 def test_doctor_finds_nothing_broken_here(tmp_path: Path) -> None:

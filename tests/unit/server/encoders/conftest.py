@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tests.unit.server.encoders.summing_graph import FakeGraph
 
+from likewise.server.batched_graph import Serving
 from likewise.server.batcher import BatchLimits, BatchReport
-from likewise.server.encoders import Serving
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Texts are tokenised and encoded in order, composers keep their pairs together; warnings say what was left out."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -9,8 +10,11 @@ from tests.unit.server.encoders.summing_graph import DIM, MODEL, FakeGraph
 from tests.unit.server.model_fixtures import TEMPLATES, WORDS
 
 from likewise.export.tokenizer import Tokenizer, write_word_tokenizer
-from likewise.server.encoders import OnnxComposer, OnnxTextEncoder, Serving
+from likewise.server.batched_graph import Serving
+from likewise.server.composer import OnnxComposer
 from likewise.server.errors import InvalidRequest
+from likewise.server.protocols import Encoded
+from likewise.server.text_encoder import OnnxTextEncoder
 from likewise.v1.search_service_pb2 import CONDITION_MODE_CHANGE, CONDITION_MODE_FOCUS, CONDITION_MODE_UNSPECIFIED
 
 
@@ -102,6 +106,30 @@ async def test_a_model_may_refuse_long_texts(graph: FakeGraph, serving: Serving,
 
     assert (caught.value.field, caught.value.reason) == ("[10]", "TEXT_TOO_LONG")
     await encoder.close()
+
+
+async def test_a_text_that_is_too_long_is_its_callers_alone(graph: FakeGraph, serving: Serving, tmp_path: Path) -> None:
+    encoder = texts_of(graph, serving, tmp_path, truncate="error")
+
+    good, bad = await asyncio.gather(
+        encoder.encode(["red"]), encoder.encode(["red", "the same small dog"]), return_exceptions=True
+    )
+
+    assert isinstance(good, Encoded)
+    assert good.vectors.shape == (1, DIM)
+    assert isinstance(bad, InvalidRequest)
+    assert bad.field == "[1]"
+    await encoder.close()
+
+
+async def test_texts_and_ids_of_different_callers_share_a_batch(texts: OnnxTextEncoder, graph: FakeGraph) -> None:
+    ids = np.array([[7, 0, 0], [8, 1, 0]], dtype=np.int64)
+
+    encoded, inferred = await asyncio.gather(texts.encode([sorted(WORDS)[0]]), texts.infer(ids))
+
+    assert graph.sizes == [3]
+    assert encoded.vectors[:, 0].tolist() == [2]
+    assert inferred[:, 0].tolist() == [7, 9]
 
 
 async def test_a_composer_frames_the_condition_by_its_mode(composer: OnnxComposer) -> None:

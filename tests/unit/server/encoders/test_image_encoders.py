@@ -11,10 +11,12 @@ from tests.unit.server.encoders.summing_graph import DIM, MODEL, FakeGraph, grey
 from tests.unit.server.model_fixtures import png
 
 from likewise.export.preprocess import Preprocessing
+from likewise.server.batched_graph import Serving
 from likewise.server.batcher import BatchLimits, BatchReport
-from likewise.server.encoders import OnnxImageEncoder, Serving
 from likewise.server.errors import InvalidRequest, Overloaded, ServiceError
+from likewise.server.image_encoder import OnnxImageEncoder
 from likewise.server.images import ImageLimits
+from likewise.server.protocols import Encoded
 
 
 def images_of(graph: FakeGraph, serving: Serving, **preprocessing: Any) -> OnnxImageEncoder:
@@ -87,52 +89,57 @@ class CountingPool(Executor):
         self.pending -= 1
 
 
-async def test_a_large_call_keeps_no_more_decodes_waiting_than_there_are_threads(graph: FakeGraph) -> None:
-    with ThreadPoolExecutor(1) as threads:
+async def test_a_batch_is_decoded_by_its_own_thread_and_by_those_of_the_pool(graph: FakeGraph) -> None:
+    with ThreadPoolExecutor(3) as threads:
         pool = CountingPool(threads)
-        encoder = images_of(graph, Serving(pool, 1, BatchLimits(max_batch=4, max_items=16)))
+        encoder = images_of(graph, Serving(pool, 3, BatchLimits(max_batch=8, max_items=16)))
 
-        await encoder.encode([grey(i) for i in range(20)])
+        encoded = await encoder.encode([grey(i) for i in range(8)])
 
-        assert pool.peak == 1
+        assert pool.peak <= 2
+        assert pool.submitted == 2
+        np.testing.assert_allclose(encoded.vectors[:, 0], [12 * i / 255 for i in range(8)], rtol=1e-5)
         await encoder.close()
 
 
-async def test_a_large_call_holds_no_more_tensors_than_its_window(graph: FakeGraph) -> None:
-    graph.gate.clear()
-    with ThreadPoolExecutor(1) as threads:
+async def test_a_picture_by_itself_needs_no_other_thread(graph: FakeGraph) -> None:
+    with ThreadPoolExecutor(3) as threads:
         pool = CountingPool(threads)
-        encoder = images_of(graph, Serving(pool, 1, BatchLimits(max_batch=4, max_items=16)))
-        call = asyncio.create_task(encoder.encode([grey(i) for i in range(20)]))
+        encoder = images_of(graph, Serving(pool, 3, BatchLimits(max_batch=8, max_items=16)))
 
-        for _ in range(60):
-            # Behind whatever the call has submitted: the pool has one thread.
-            await asyncio.get_running_loop().run_in_executor(threads, int)
+        await encoder.encode([grey(1)])
 
-        assert pool.submitted == 8
-        graph.gate.set()
-        assert (await call).vectors.shape == (20, DIM)
+        assert pool.submitted == 0
         await encoder.close()
 
 
-async def test_pictures_are_decoded_while_a_batch_runs(graph: FakeGraph) -> None:
+async def test_pictures_that_come_while_a_batch_runs_are_the_next(images: OnnxImageEncoder, graph: FakeGraph) -> None:
+    graph.gate.clear()
+    first = asyncio.create_task(images.encode([grey(1)]))
+    assert await asyncio.to_thread(graph.started.acquire, timeout=10)
+
+    later = [asyncio.create_task(images.encode([grey(i)])) for i in (2, 3, 4)]
+    await asyncio.sleep(0)
+    graph.gate.set()
+    await asyncio.gather(first, *later)
+
+    assert graph.sizes == [1, 3]
+
+
+async def test_pictures_are_decoded_while_a_batch_is_with_a_device_that_runs_two(graph: FakeGraph) -> None:
     graph.gate.clear()
     with ThreadPoolExecutor(1) as threads:
-        pool = CountingPool(threads)
-        encoder = images_of(graph, Serving(pool, 1, BatchLimits(max_batch=2, max_items=16)))
+        encoder = images_of(graph, Serving(threads, 1, BatchLimits(max_batch=2, max_items=16, max_running=2)))
         first = asyncio.create_task(encoder.encode([grey(1)]))
         assert await asyncio.to_thread(graph.started.acquire, timeout=10)
 
-        later = [asyncio.create_task(encoder.encode([grey(i)])) for i in (2, 3)]
-        while pool.submitted < 3:  # noqa: ASYNC110  # a fake's counter has no event
-            await asyncio.sleep(0)
-        # Behind the last of them: the pool has one thread.
-        await asyncio.get_running_loop().run_in_executor(threads, int)
+        second = asyncio.create_task(encoder.encode([grey(2)]))
+        # It has come as far as the graph, so it is decoded, and the first is there still.
+        assert await asyncio.to_thread(graph.started.acquire, timeout=10)
 
-        assert (pool.pending, graph.sizes) == (0, [1])
+        assert not first.done()
         graph.gate.set()
-        await asyncio.gather(first, *later)
-        assert graph.sizes == [1, 2]
+        await asyncio.gather(first, second)
         await encoder.close()
 
 
@@ -156,6 +163,35 @@ async def test_a_bad_image_is_named_and_frees_the_queue(images: OnnxImageEncoder
 
     assert (caught.value.field, caught.value.reason) == ("[2]", "IMAGE_UNDECODABLE")
     assert (await images.encode([grey(255)])).vectors[0, 0] == pytest.approx(12)
+
+
+async def test_a_bad_image_is_its_callers_alone(images: OnnxImageEncoder, graph: FakeGraph) -> None:
+    graph.gate.clear()
+    first = asyncio.create_task(images.encode([grey(1)]))
+    assert await asyncio.to_thread(graph.started.acquire, timeout=10)
+    good, bad, other = (
+        asyncio.create_task(images.encode(pictures)) for pictures in ([grey(255)], [grey(1), b"no picture"], [grey(0)])
+    )
+    await asyncio.sleep(0)
+    graph.gate.set()
+
+    outcomes = await asyncio.gather(first, good, bad, other, return_exceptions=True)
+
+    assert graph.sizes == [1, 3]
+    assert [type(outcome) for outcome in outcomes] == [Encoded, Encoded, InvalidRequest, Encoded]
+    assert isinstance(outcomes[1], Encoded)
+    assert outcomes[1].vectors[0, 0] == pytest.approx(12)
+    assert isinstance(outcomes[3], Encoded)
+    assert outcomes[3].vectors[0, 0] == 0
+    assert isinstance(outcomes[2], InvalidRequest)
+    assert outcomes[2].field == "[1]"
+
+
+async def test_a_batch_of_bad_images_runs_no_graph(images: OnnxImageEncoder, graph: FakeGraph) -> None:
+    with pytest.raises(InvalidRequest):
+        await images.encode([b"no picture"])
+
+    assert graph.batches == []
 
 
 async def test_image_limits_apply(images: OnnxImageEncoder) -> None:
