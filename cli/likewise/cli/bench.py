@@ -261,6 +261,9 @@ def encode(
     ] = None,
     runs: Runs = _ENCODE.runs,
     seconds: Seconds = _ENCODE.measure_s,
+    kept: Annotated[
+        int, typer.Option(min=0, help="Encodings of queries that the server keeps, of shapes; 0 to encode each.")
+    ] = _ENCODE.kept,
     threads: Threads = _ENCODE.threads,
     seed: Seed = _ENCODE.seed,
     as_json: AsJson = False,
@@ -289,6 +292,7 @@ def encode(
         batch=batch or 64,
         runs=runs,
         measure_s=seconds,
+        kept=kept,
         threads=threads,
         seed=seed,
     )

@@ -6,11 +6,13 @@ import os
 # on two cores, 32 callers get twice the answers with PASSIVE that they get with ACTIVE (docs/benchmarks.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as _numpy  # noqa: F401  # with the BLAS that is told below
 from threadpoolctl import threadpool_limits
 
 # Scans share their rows among threads themselves (likewise.shards.scan_threads), and a thread of BLAS spins for a while
-# after each product. numpy is loaded by now, for the SDK needs it, and so would not see a variable of the environment.
-# FAISS, which brings a BLAS of its own for building indexes, is not: it reads what the operator has set.
+# after each product. A variable of the environment would come too late: the command has loaded numpy, which the SDK
+# needs, before this. FAISS, which brings a BLAS of its own for building indexes, is loaded after it, and reads what the
+# operator has set.
 if not {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():
     threadpool_limits(limits=1, user_api="blas")
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Final, NoReturn
@@ -46,13 +46,19 @@ class ServerProcess:
     The server runs in a session of its own: Ctrl-C at the terminal reaches only this process, which then stops the
     server.
 
+    Args:
+        command: To run.
+        log_path: Everything the server prints.
+        environment: Variables besides those of this process.
+
     Attributes:
         address: host:port, once entered.
         log_path: Everything the server prints.
     """
 
-    def __init__(self, command: Sequence[str], *, log_path: Path) -> None:
+    def __init__(self, command: Sequence[str], *, log_path: Path, environment: Mapping[str, str] | None = None) -> None:
         self.address = ""
+        self._environment = dict(environment or {})
         self.log_path = log_path
         self._command = list(command)
         self._process: subprocess.Popen[str] | None = None
@@ -81,7 +87,7 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0", **self._environment},
             start_new_session=True,
         )
         assert self._process.stdout is not None

@@ -110,6 +110,7 @@ class ServerOptions:
     max_calls: int = 2048
     max_unread_calls: int = 512
     batch_concurrency: int = 64
+    kept_encodings: int = 2048
     stream_in_flight: int = 32
     write_bytes: int = 512 << 20
     drain_grace_s: float = 20.0
@@ -274,6 +275,7 @@ class Server:
             executor=executor,
             recent=recent,
             tokens=tokens,
+            kept=options.kept_encodings,
         )
         streams = SearchStreams(
             searcher,

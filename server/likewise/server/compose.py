@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from likewise.server.errors import FailedPrecondition, InvalidRequest
+from likewise.server.kept_encodings import Encode, encode_anew
 from likewise.server.protocols import Composer, Family
 from likewise.server.query import ConditionInput, ReferenceInput, StoredReference, VectorReference, check_query
 from likewise.server.query_encoding import check_vectors, encode_query, moved, no_rows
@@ -60,6 +61,7 @@ async def compose_query(
     reference: ReferenceInput | None,
     conditions: Sequence[ConditionInput],
     leading: int | None = None,
+    encode: Encode = encode_anew,
 ) -> Composed:
     """Make the query vector.
 
@@ -76,6 +78,7 @@ async def compose_query(
         reference: What the answer is to be like.
         conditions: In what way; at least one without a reference.
         leading: How many first numbers of the models' vectors are the gallery's, `dim` then; None for one space.
+        encode: How the encoders are asked.
 
     Raises:
         InvalidRequest: If the input is wrong, or the conditions cancel each other out.
@@ -86,11 +89,11 @@ async def compose_query(
     """
     check_query(dim, reference, conditions)
     if family is None or leading is None:
-        return await _compose(family, dim, reference, conditions)
+        return await _compose(family, dim, reference, conditions, encode)
     if not isinstance(reference, VectorReference | StoredReference):
-        return _leading(await _compose(family, family.dim, reference, conditions), leading, family)
+        return _leading(await _compose(family, family.dim, reference, conditions, encode), leading, family)
     if not conditions:
-        return await _compose(family, dim, reference, conditions)
+        return await _compose(family, dim, reference, conditions, encode)
     if family.dim != dim:
         raise FailedPrecondition(
             f"the {reference.kind} is of {dim} numbers of the gallery's space, the composer of the models "
@@ -100,7 +103,7 @@ async def compose_query(
             field=f"reference.{reference.field}",
             metadata={"got": family.space, "dim": str(dim)},
         )
-    composed = await _compose(family, dim, reference, conditions)
+    composed = await _compose(family, dim, reference, conditions, encode)
     warning = common_pb2.Warning(
         code="REFERENCE_OF_OLDER_SPACE",
         message=f"the {reference.kind} was made by older models than the composer, which took it as compatible",
@@ -124,13 +127,17 @@ def as_given(unit: F32) -> Composed:
 
 
 async def _compose(
-    family: Family | None, dim: int, reference: ReferenceInput | None, conditions: Sequence[ConditionInput]
+    family: Family | None,
+    dim: int,
+    reference: ReferenceInput | None,
+    conditions: Sequence[ConditionInput],
+    encode: Encode,
 ) -> Composed:
     if reference is not None and conditions:
-        return await _composed(family, dim, reference, conditions)
+        return await _composed(family, dim, reference, conditions, encode)
     if isinstance(reference, VectorReference) and reference.unit is not None:
         return as_given(reference.unit)
-    encoding = await encode_query(family, dim, reference, [condition.text for condition in conditions])
+    encoding = await encode_query(family, dim, reference, [condition.text for condition in conditions], encode=encode)
     start = time.perf_counter()
     if reference is not None:
         vector = unit(encoding.reference)
@@ -203,11 +210,15 @@ def _leading(composed: Composed, leading: int, family: Family) -> Composed:
 
 
 async def _composed(
-    family: Family | None, dim: int, reference: ReferenceInput, conditions: Sequence[ConditionInput]
+    family: Family | None,
+    dim: int,
+    reference: ReferenceInput,
+    conditions: Sequence[ConditionInput],
+    encode: Encode,
 ) -> Composed:
     composer = _composer(family)
     texts = [composer.condition_text(condition.text, condition.mode) for condition in conditions]
-    encoding = await encode_query(family, dim, reference, texts)
+    encoding = await encode_query(family, dim, reference, texts, encode=encode)
     start = time.perf_counter()
     raw = np.broadcast_to(encoding.reference, (len(texts), dim))
     try:

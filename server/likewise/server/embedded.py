@@ -86,6 +86,7 @@ def server_options(settings: Settings) -> ServerOptions:
         max_calls=settings.max_calls,
         max_unread_calls=settings.max_unread_calls,
         batch_concurrency=settings.batch_concurrency,
+        kept_encodings=settings.kept_encodings,
         stream_in_flight=settings.stream_in_flight,
         write_bytes=settings.write_queue_bytes,
         drain_grace_s=settings.drain_grace_s,

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from likewise.server.batcher import BatchReport
 from likewise.server.histograms import Histogram, Series
+from likewise.server.protocols import ImageEncoder, TextEncoder
 from likewise.v1 import gallery_service_pb2, model_service_pb2, search_service_pb2
 
 # 100 µs to 30 s: a cached vector search on loopback takes a few hundred µs, a cold batch of images seconds.
@@ -106,6 +107,12 @@ class Metrics:
             "likewise_coverage_ratio", "Share of the live items searched.", buckets=_SHARES, registry=registry
         )
         self.degraded = Counter("likewise_degraded", "Answers without every shard.", ["reason"], registry=registry)
+        self.query_encodings = Counter(
+            "likewise_query_encodings",
+            "Texts and pictures of queries, by whether their encoding was kept from before.",
+            ["model", "kept"],
+            registry=registry,
+        )
         self.written = Counter("likewise_items_written", "Items acknowledged.", ["operation"], registry=registry)
         self.info = Gauge("likewise_info", "Always 1.", ["version"], registry=registry)
         self.info.labels(version).set(1)
@@ -162,6 +169,12 @@ class Metrics:
         waited = self.queue_duration.labels(report.name)
         for seconds in report.queue_s:
             waited.observe(seconds)
+
+    def query_inputs(self, encoder: ImageEncoder | TextEncoder, kept: int, encoded: int) -> None:
+        """Note how many texts or pictures of a query had their encoding kept, and how many were encoded."""
+        for outcome, count in (("true", kept), ("false", encoded)):
+            if count:
+                self.query_encodings.labels(encoder.model.name, outcome).inc(count)
 
     def watch_models(self, models: Callable[[], Iterable[model_service_pb2.Model]]) -> None:
         """Show `likewise_model_info` and `likewise_model_in_use` from now on, read anew at each scrape."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from likewise.server import access_log, content, spaces, validate
 from likewise.server.compose import Composed, as_given, compose_query
 from likewise.server.errors import InvalidRequest, NotFound
+from likewise.server.kept_encodings import Encode, encode_anew
 from likewise.server.prepared import Prepared
 from likewise.server.protocols import Galleries, GalleryHandle, Models
 from likewise.server.query import ImageReference, ReferenceInput, StoredReference, VectorReference
@@ -90,6 +91,7 @@ class Preparer:
         executor: Runs the hashing of large images and the arithmetic of large matrices.
         recent: Where some of the queries are kept, to try the next version of a model on; None to keep none.
         tokens: What is known of galleries' versions.
+        encode: How encoders are asked for queries.
     """
 
     def __init__(
@@ -100,7 +102,9 @@ class Preparer:
         executor: Executor,
         recent: RecentQueries | None,
         tokens: VersionTokens,
+        encode: Encode = encode_anew,
     ) -> None:
+        self._encode = encode
         self._models = models
         self._galleries = galleries
         self._executor = executor
@@ -226,6 +230,7 @@ class Preparer:
                 reference=reference,
                 conditions=asked.conditions,
                 leading=fitting.leading,
+                encode=self._encode,
             )
         if composed.models and self._recent is not None:
             self._recent.add(LiveQuery(fitting.family.name, spec.name, asked.space.name, reference, asked.conditions))

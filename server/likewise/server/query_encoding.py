@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from likewise.server.errors import FailedPrecondition, InvalidRequest
+from likewise.server.kept_encodings import Encode, encode_anew
 from likewise.server.protocols import Encoded, Family, ImageEncoder, TextEncoder
 from likewise.server.query import ImageReference, ReferenceInput, StoredReference, TextReference, VectorReference
 from likewise.shards.protocols import F32
@@ -39,9 +40,21 @@ class Encoding:
 
 
 async def encode_query(
-    family: Family | None, dim: int, reference: ReferenceInput | None, condition_texts: Sequence[str]
+    family: Family | None,
+    dim: int,
+    reference: ReferenceInput | None,
+    condition_texts: Sequence[str],
+    *,
+    encode: Encode = encode_anew,
 ) -> Encoding:
     """Raw embeddings of the reference and of the condition texts; image and text encoder run side by side.
+
+    Args:
+        family: The gallery's models; None for a gallery of vectors only.
+        dim: Its dimension.
+        reference: What the answer is to be like.
+        condition_texts: As the composer, or a search by texts alone, reads them.
+        encode: How the encoders are asked.
 
     Raises:
         InvalidRequest: If an encoder refuses an input, or makes a zero vector of it.
@@ -58,13 +71,13 @@ async def encode_query(
     text_encoder = _text_encoder(family, fields[0]) if texts else None
     pictures = [reference.data] if isinstance(reference, ImageReference) else []
     if image_encoder is None or text_encoder is None:
-        images = await _encode_with(image_encoder, pictures, ["reference.image"], dim)
-        encoded = await _encode_with(text_encoder, texts, fields, dim)
+        images = await _encode_with(image_encoder, pictures, ["reference.image"], dim, encode)
+        encoded = await _encode_with(text_encoder, texts, fields, dim, encode)
     else:
         try:
             async with asyncio.TaskGroup() as group:
-                first = group.create_task(_encode_with(image_encoder, pictures, ["reference.image"], dim))
-                second = group.create_task(_encode_with(text_encoder, texts, fields, dim))
+                first = group.create_task(_encode_with(image_encoder, pictures, ["reference.image"], dim, encode))
+                second = group.create_task(_encode_with(text_encoder, texts, fields, dim, encode))
         except BaseExceptionGroup as failures:
             # The first failure withdrew the other; a caller wants the error itself.
             raise failures.exceptions[0] from None
@@ -117,11 +130,12 @@ async def _encode_with(
     inputs: Sequence[bytes] | Sequence[str],
     fields: Sequence[str],
     dim: int,
+    encode: Encode,
 ) -> Encoded:
     if encoder is None:
         return Encoded(no_rows(dim))
     try:
-        encoded = await encoder.encode(inputs)  # type: ignore[arg-type]  # the caller pairs encoder and inputs
+        encoded = await encode(encoder, inputs)
     except InvalidRequest as error:
         index = error.field.removeprefix("[").partition("]")[0]
         raise moved(error, fields[int(index)] if index.isdecimal() else fields[0]) from error

@@ -19,6 +19,7 @@ from likewise.server.answer import Answer
 from likewise.server.compose import Composed
 from likewise.server.errors import ServiceError
 from likewise.server.fan_out import FanOut, LiveCounts, fan_out
+from likewise.server.kept_encodings import KeptEncodings
 from likewise.server.metrics import Metrics
 from likewise.server.prepare import Asked, Preparer
 from likewise.server.prepared import Prepared
@@ -46,6 +47,7 @@ class Searcher:
         executor: Runs hashing, merging and packing of large answers.
         recent: Where some of the queries are kept, to try the next version of a model on; None to keep none.
         tokens: What is known of galleries' versions; by default nothing yet.
+        kept: How many encodings of query texts and pictures are kept for each encoder.
     """
 
     def __init__(
@@ -57,12 +59,18 @@ class Searcher:
         executor: Executor,
         recent: RecentQueries | None = None,
         tokens: VersionTokens | None = None,
+        kept: int = 0,
     ) -> None:
         self._galleries = galleries
         self._metrics = metrics
         self._executor = executor
         self._preparer = Preparer(
-            models=models, galleries=galleries, executor=executor, recent=recent, tokens=tokens or VersionTokens()
+            models=models,
+            galleries=galleries,
+            executor=executor,
+            recent=recent,
+            tokens=tokens or VersionTokens(),
+            encode=KeptEncodings(kept, note=metrics.query_inputs).encode,
         )
         self._live = LiveCounts()
         self._groups = SearchGroups(self.answer)

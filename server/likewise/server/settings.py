@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     encoder_queue: int = Field(
         default=4096, ge=1, le=1_000_000, description="Images or texts waiting for an encoder before refusal."
     )
+    kept_encodings: int = Field(
+        default=2048,
+        ge=0,
+        le=1_000_000,
+        description="Encodings of query texts and pictures kept for each encoder, the last asked for; 0: none.",
+    )
     encoder_device: Literal["cpu", "cuda"] = Field(
         default="cpu", description="Where models of the repositories run; a GPU that cannot be had stops the start."
     )

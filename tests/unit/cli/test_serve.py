@@ -51,12 +51,13 @@ def test_a_store_in_use_ends_the_start_with_the_holder(tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("loaded", ["likewise.client", "sys"])  # as the command does, and numpy with it; as -m does
 @pytest.mark.parametrize(("chosen", "threads"), [(None, [1]), ("2", [2])])
 def test_numpy_multiplies_on_one_thread_in_a_server_unless_the_operator_says_otherwise(
-    chosen: str | None, threads: list[int]
+    chosen: str | None, threads: list[int], loaded: str
 ) -> None:
-    program = """
-import likewise.client  # as the command does, and numpy with it
+    program = f"""
+import {loaded}
 import likewise.cli.serve
 from threadpoolctl import threadpool_info
 print([pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"] and pool["user_api"] == "blas"])
