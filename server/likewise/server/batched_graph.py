@@ -81,6 +81,7 @@ class BatchedGraph(Generic[Item]):
         serving: How it is served.
         prepare: A `Ready` for each item, in order, or what is wrong with it, which its caller alone is told; blocks.
         infer: (n, dim) float32 of n stacked tensors; blocks; called by as many threads as `serving` lets batches run.
+        weigh: What preparing an item costs a batch, for the bound that `serving` has on it.
     """
 
     def __init__(
@@ -90,12 +91,13 @@ class BatchedGraph(Generic[Item]):
         *,
         prepare: Callable[[Sequence[Item]], Sequence[Ready | Exception]],
         infer: Callable[[Array], F32],
+        weigh: Callable[[Item], int] = lambda _: 0,
     ) -> None:
         self._prepare = prepare
         self._infer = infer
         self._name = f"{model.name}/{model.version}"
         self._batcher: Batcher[Item, Row] = Batcher(
-            self._run, name=self._name, limits=serving.batch, on_batch=serving.on_batch
+            self._run, name=self._name, limits=serving.batch, on_batch=serving.on_batch, weigh=weigh
         )
 
     async def rows(self, items: Sequence[Item]) -> list[Row]:

@@ -11,6 +11,7 @@ whoever runs it reads that from `remote.deadlines`.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +41,10 @@ class BatchLimits:
         max_batch: Items run together, at least 1.
         max_items: Items admitted at a time, waiting or running, at least max_batch; past it callers are refused.
         max_delay_s: How long an idle runner waits for a fuller batch, seconds; 0 starts at once.
-        max_running: Batches in progress at a time, at least 1; more than one where another machine does the work.
+        max_running: Batches in progress at a time, at least 1; more where another machine or a GPU does the work.
         regather: Longest wait after a batch of several for its callers to come back, as a share of its run; 0 for none.
+        max_weight: Most that the items of a batch weigh together, at least 1, whatever weighs them; a heavier one runs
+            alone. None for no bound.
     """
 
     max_batch: int = 32
@@ -49,6 +52,7 @@ class BatchLimits:
     max_delay_s: float = 0.0
     max_running: int = 1
     regather: float = 0.03
+    max_weight: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
@@ -59,6 +63,8 @@ class BatchLimits:
             raise ValueError(f"max_delay_s must not be negative, got {self.max_delay_s}")
         if self.max_running < 1:
             raise ValueError(f"max_running must be at least 1, got {self.max_running}")
+        if self.max_weight is not None and self.max_weight < 1:
+            raise ValueError(f"max_weight must be at least 1, got {self.max_weight}")
         if self.regather < 0:
             raise ValueError(f"regather must not be negative, got {self.regather}")
 
@@ -158,6 +164,7 @@ class Batcher(Generic[T, R]):
         name: For logs, metrics and messages.
         limits: Its bounds.
         on_batch: Told about every batch, on the event loop.
+        weigh: What an item costs a batch, for `max_weight`.
     """
 
     def __init__(
@@ -167,11 +174,13 @@ class Batcher(Generic[T, R]):
         name: str,
         limits: BatchLimits | None = None,
         on_batch: Callable[[BatchReport], None] | None = None,
+        weigh: Callable[[T], int] = lambda _: 0,
     ) -> None:
         self.name = name
         self.limits = limits or BatchLimits()
         self._run = run
         self._on_batch = on_batch
+        self._weigh = weigh
         self._executor = ThreadPoolExecutor(max_workers=self.limits.max_running, thread_name_prefix=f"batch-{name}")
         self._lanes: deque[Lane[T, R]] = deque()
         self._admitted = 0
@@ -283,19 +292,32 @@ class Batcher(Generic[T, R]):
                 await self._enough.wait()
 
     def _take(self) -> list[_Entry[T, R]]:
-        """The next batch: each waiting call's share in turn, then the rest of the room in turn again."""
+        """The next batch: each waiting call's share in turn, then the rest of the room in turn again.
+
+        It ends at the first item that weighs too much for what is in it; that item's call is first the next time, or
+        last if it has had its turn.
+        """
         batch: list[_Entry[T, R]] = []
-        while self._lanes and len(batch) < self.limits.max_batch:
+        left = math.inf if self.limits.max_weight is None else self.limits.max_weight
+        full = False
+        while self._lanes and len(batch) < self.limits.max_batch and not full:
             share = max(1, (self.limits.max_batch - len(batch)) // len(self._lanes))
             lane = self._lanes.popleft()
             taken = 0
-            while lane._entries and taken < share:
+            while lane._entries and taken < share and not full:
+                weight = self._weigh(lane._entries[0].item)
+                full = bool(batch) and weight > left
+                if full:
+                    break
                 entry = lane._entries.popleft()
                 self._waiting -= 1
                 if not entry.future.done():
                     batch.append(entry)
                     taken += 1
-            if lane._entries:
+                    left -= weight
+            if lane._entries and full and not taken:
+                self._lanes.appendleft(lane)  # its turn is still to come
+            elif lane._entries:
                 self._lanes.append(lane)
         return batch
 

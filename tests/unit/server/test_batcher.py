@@ -108,51 +108,6 @@ async def test_a_call_larger_than_the_queue_is_admitted_with_a_window(batcher: B
     assert batcher.admitted == 0
 
 
-@pytest.mark.parametrize("count", [0, 3, 8, 9, 1_000])
-async def test_any_number_of_items_runs_within_the_window(
-    batcher: Batcher[int, int], doubler: Doubler, count: int
-) -> None:
-    with batcher.admit(count) as lane:
-        results = await lane.run_all(range(count))
-        assert batcher.admitted == min(count, 8)
-
-    assert results == [2 * i for i in range(count)]
-    assert all(len(batch) <= 4 for batch in doubler.batches)
-    assert batcher.admitted == batcher.waiting == 0
-
-
-async def test_a_large_call_that_is_cancelled_leaves_nothing_waiting(
-    batcher: Batcher[int, int], doubler: Doubler
-) -> None:
-    doubler.gate.clear()
-    with batcher.admit(1_000) as lane:
-        large = asyncio.create_task(lane.run_all(range(1_000)))
-        await doubler.running()
-        large.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await large
-    doubler.gate.set()
-
-    assert batcher.waiting == 0
-    assert await call(batcher, 5) == [10]
-    assert sum(map(len, doubler.batches)) <= 4 + 4 + 1
-
-
-async def test_an_exception_among_the_results_is_its_items_alone() -> None:
-    def run(items: Sequence[int]) -> list[int | Exception]:
-        return [ValueError(f"{item} is odd") if item % 2 else item for item in items]
-
-    batcher: Batcher[int, int] = Batcher(run, name="even", limits=BatchLimits(max_batch=4, max_items=8))
-
-    outcomes = await asyncio.gather(call(batcher, 2), call(batcher, 3, 4), call(batcher, 6), return_exceptions=True)
-
-    assert outcomes[0] == [2]
-    assert isinstance(outcomes[1], ValueError)
-    assert str(outcomes[1]) == "3 is odd"
-    assert outcomes[2] == [6]
-    await batcher.close()
-
-
 async def test_items_of_a_caller_that_went_away_are_not_run(batcher: Batcher[int, int], doubler: Doubler) -> None:
     doubler.gate.clear()
     first = asyncio.create_task(call(batcher, 0))
@@ -403,6 +358,7 @@ def test_every_caller_gets_its_own_results_in_its_own_order(
         ({"max_batch": 8, "max_items": 4}, r"max_items must be at least max_batch \(8\), got 4"),
         ({"max_delay_s": -1.0}, "max_delay_s must not be negative, got -1.0"),
         ({"regather": -0.1}, "regather must not be negative, got -0.1"),
+        ({"max_weight": 0}, "max_weight must be at least 1, got 0"),
         ({"max_running": 0}, "max_running must be at least 1, got 0"),
     ],
 )

@@ -11,6 +11,7 @@ from tests.unit.server.encoders.summing_graph import DIM, MODEL, FakeGraph, grey
 from tests.unit.server.model_fixtures import png
 
 from likewise.export.preprocess import Preprocessing
+from likewise.server import image_encoder
 from likewise.server.batched_graph import Serving
 from likewise.server.batcher import BatchLimits, BatchReport
 from likewise.server.errors import InvalidRequest, Overloaded, ServiceError
@@ -100,6 +101,18 @@ async def test_a_batch_is_decoded_by_its_own_thread_and_by_those_of_the_pool(gra
         assert pool.submitted == 2
         np.testing.assert_allclose(encoded.vectors[:, 0], [12 * i / 255 for i in range(8)], rtol=1e-5)
         await encoder.close()
+
+
+async def test_heavy_files_make_small_batches(
+    graph: FakeGraph, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_encoder, "BATCH_BYTES", len(grey(1)))
+    encoder = images_of(graph, serving)
+
+    await encoder.encode([grey(1)] * 8)
+
+    assert max(graph.sizes) == serving.workers
+    await encoder.close()
 
 
 async def test_a_picture_by_itself_needs_no_other_thread(graph: FakeGraph) -> None:
