@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 # after each product. A variable of the environment would come too late: the command has loaded numpy, which the SDK
 # needs, before this. FAISS, which brings a BLAS of its own for building indexes, is loaded after it, and reads what the
 # operator has set.
-if not {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():
+if "OPENBLAS_NUM_THREADS" not in os.environ:  # OMP_NUM_THREADS is meant for FAISS
     threadpool_limits(limits=1, user_api="blas")
 
 import asyncio

@@ -106,13 +106,18 @@ class BatchedGraph(Generic[Item]):
         Cancelling it withdraws those that no batch has taken.
 
         Raises:
-            Exception: What `prepare` has against one of them.
-            ServiceError: MODEL_OUTPUT_NOT_FINITE.
+            Exception: What `prepare` has against one of them, or what the graph failed with.
             Overloaded: If the queue is full; nothing was done then.
             Unavailable: If it is shutting down.
         """
         with self._batcher.admit(len(items)) as lane:
             return await lane.run_all(items)
+
+    async def vectors(self, items: Sequence[Item], dim: int) -> F32:
+        """(n, dim) vectors of the items as the graph gives them; errors as `rows`."""
+        if not len(items):
+            return np.empty((0, dim), np.float32)
+        return np.stack([row.vector for row in await self.rows(items)])
 
     async def close(self) -> None:
         """Stop taking calls."""

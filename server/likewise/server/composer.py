@@ -97,10 +97,7 @@ class OnnxComposer:
 
     async def infer(self, references: F32, conditions: F32) -> F32:
         """(n, dim) outputs of the graph as they are, of n pairs of raw embeddings; errors as `compose`."""
-        if not len(references):
-            return np.empty((0, self._dim), np.float32)
-        rows = await self._graph.rows(list(np.stack([references, conditions], axis=1)))
-        return np.stack([row.vector for row in rows])
+        return await self._graph.vectors(list(np.stack([references, conditions], axis=1)), self._dim)
 
     async def close(self) -> None:
         """Stop taking calls."""

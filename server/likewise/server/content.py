@@ -7,10 +7,14 @@ theirs agree; at 10^9 items the chance that any two different ones collide is be
 
 import hashlib
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from likewise.shards.protocols import F32, I64
+
+OFF_LOOP_BYTES: Final = 1 << 18
+"""Image size from which its digest leaves the event loop: SHA-256 takes about a millisecond for it."""
 
 
 def of_bytes(data: bytes) -> int:

@@ -89,9 +89,7 @@ class OnnxImageEncoder:
 
     async def infer(self, tensors: Array) -> F32:
         """(n, dim) raw embeddings of prepared (n, 3, size, size) float32 tensors; errors as `encode`."""
-        if not len(tensors):
-            return np.empty((0, self._dim), np.float32)
-        return np.stack([row.vector for row in await self._graph.rows(list(tensors))])
+        return await self._graph.vectors(list(tensors), self._dim)
 
     async def close(self) -> None:
         """Stop taking calls."""

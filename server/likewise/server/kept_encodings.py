@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from likewise.server.content import OFF_LOOP_BYTES
 from likewise.server.errors import InvalidRequest
 from likewise.server.protocols import Encoded, ImageEncoder, TextEncoder
 from likewise.shards.protocols import F32
@@ -24,9 +25,6 @@ Encode = Callable[[Encoder, Inputs], Awaitable[Encoded]]
 
 _LONGEST_TEXT: Final = 1_024
 """Characters; longer ones are not kept, so that what is kept is bounded."""
-
-_OFF_LOOP_BYTES: Final = 1 << 18
-"""Of a picture whose digest is made outside of the event loop: SHA-256 takes about a millisecond for it."""
 
 _Key = str | bytes
 
@@ -95,6 +93,6 @@ async def _key(one: bytes | str) -> _Key | None:
     """What an input is looked up by; None for one that is not kept."""
     if isinstance(one, str):
         return one if len(one) <= _LONGEST_TEXT else None
-    if len(one) < _OFF_LOOP_BYTES:
+    if len(one) < OFF_LOOP_BYTES:
         return hashlib.sha256(one).digest()
     return await asyncio.get_running_loop().run_in_executor(None, lambda: hashlib.sha256(one).digest())

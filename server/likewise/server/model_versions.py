@@ -47,7 +47,7 @@ class ModelVersions:
         runtime: Where and how models run.
         batch: Bounds of each model's batcher; a model's own largest batch lowers max_batch.
         images: What images are refused.
-        workers: Threads that decode and tokenise, at least 1.
+        workers: Threads that decode a batch of pictures, at least 1.
         on_batch: Told about every batch, on the event loop.
         open_graph: Opens a model's graph.
 

@@ -38,7 +38,7 @@ class OnnxModels:
         runtime: Where and how models run.
         batch: Bounds of each model's batcher; a model's own largest batch lowers max_batch.
         images: What images are refused.
-        workers: Threads that decode and tokenise, at least 1.
+        workers: Threads that decode a batch of pictures, at least 1.
         on_batch: Told about every batch, on the event loop.
         documents: Where it is on record what is in use; None: nowhere, and the highest versions are used. With it, the
             families are there from `open` on.

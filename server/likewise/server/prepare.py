@@ -33,9 +33,6 @@ from likewise.v1 import search_service_pb2 as pb
 
 T = TypeVar("T")
 
-_OFF_LOOP_BYTES: Final = 1 << 18
-"""Image size from which its digest leaves the event loop: SHA-256 takes about a millisecond for it."""
-
 _OFF_LOOP_NUMBERS: Final = 1 << 18
 """Numbers of a matrix from which bringing its rows to unit length does."""
 
@@ -198,7 +195,7 @@ class Preparer:
         composed = await self.compose(what, resolved.reference, handle.spec)
         if not form.include_reference and isinstance(resolved.reference, ImageReference):
             data = resolved.reference.data
-            digest = await self._run(len(data) >= _OFF_LOOP_BYTES, lambda: content.of_bytes(data))
+            digest = await self._run(len(data) >= content.OFF_LOOP_BYTES, lambda: content.of_bytes(data))
             resolved = resolved._replace(excluded_content=digest)
         options = form.options(what.space.name)
         if version:

@@ -95,9 +95,7 @@ class OnnxTextEncoder:
 
     async def infer(self, ids: Array) -> F32:
         """(n, dim) raw embeddings of (n, max_length) token ids that the caller made; errors as `encode`."""
-        if not len(ids):
-            return np.empty((0, self._dim), np.float32)
-        return np.stack([row.vector for row in await self._graph.rows(list(ids))])
+        return await self._graph.vectors(list(ids), self._dim)
 
     async def close(self) -> None:
         """Stop taking calls."""

@@ -52,9 +52,12 @@ def test_a_store_in_use_ends_the_start_with_the_holder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loaded", ["likewise.client", "sys"])  # as the command does, and numpy with it; as -m does
-@pytest.mark.parametrize(("chosen", "threads"), [(None, [1]), ("2", [min(2, os.cpu_count() or 1)])])
+@pytest.mark.parametrize(
+    ("chosen", "threads"),
+    [({}, [1]), ({"OMP_NUM_THREADS": "2"}, [1]), ({"OPENBLAS_NUM_THREADS": "2"}, [min(2, os.cpu_count() or 1)])],
+)
 def test_numpy_multiplies_on_one_thread_in_a_server_unless_the_operator_says_otherwise(
-    chosen: str | None, threads: list[int], loaded: str
+    chosen: dict[str, str], threads: list[int], loaded: str
 ) -> None:
     program = f"""
 import {loaded}
@@ -63,11 +66,14 @@ from threadpoolctl import threadpool_info
 print([pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"] and pool["user_api"] == "blas"])
 """
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    if chosen is not None:
-        environment["OPENBLAS_NUM_THREADS"] = chosen
 
     found = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program],
+        env={**environment, **chosen},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
 
     assert found.stdout.strip() == str(threads)

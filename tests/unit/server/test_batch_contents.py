@@ -1,7 +1,7 @@
 """What goes into a batch and what comes out of it: large calls, heavy items, and items that fail by themselves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -9,19 +9,6 @@ from hypothesis import strategies as st
 from tests.unit.server.doubler import Doubler, call
 
 from likewise.server.batcher import Batcher, BatchLimits
-
-
-@pytest.fixture
-def doubler() -> Doubler:
-    return Doubler()
-
-
-@pytest.fixture
-async def batcher(doubler: Doubler) -> AsyncIterator[Batcher[int, int]]:
-    made = Batcher(doubler, name="doubler", limits=BatchLimits(max_batch=4, max_items=8))
-    yield made
-    doubler.gate.set()
-    await made.close()
 
 
 def weighing(doubler: Doubler, max_weight: int) -> Batcher[int, int]:

@@ -1,7 +1,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -11,19 +11,6 @@ from tests.unit.server.doubler import Doubler, call
 from likewise.server.batcher import Batcher, BatchLimits, BatchReport
 from likewise.server.errors import Overloaded, Unavailable
 from likewise.server.remote import deadlines
-
-
-@pytest.fixture
-def doubler() -> Doubler:
-    return Doubler()
-
-
-@pytest.fixture
-async def batcher(doubler: Doubler) -> AsyncIterator[Batcher[int, int]]:
-    made = Batcher(doubler, name="doubler", limits=BatchLimits(max_batch=4, max_items=8))
-    yield made
-    doubler.gate.set()
-    await made.close()
 
 
 async def test_callers_that_are_ready_together_share_one_batch(batcher: Batcher[int, int], doubler: Doubler) -> None:
