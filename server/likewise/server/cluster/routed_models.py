@@ -59,11 +59,17 @@ class RoutedModels:
                 f"model {key[0]}/{key[1]}", self._channels, InferenceStub
             )
             route.move(entry.addresses)
-        self._routes = routes
+        before, routes_before, self._routes = self._histories, self._routes, routes
         self._manifests = {(one.model.name, one.model.version): manifest_of(one) for one in table.models}
         self._models = [entry.model for entry in table.models]
         self._histories = {family.name: self._history(family) for family in table.families}
-        self._families = {name: self._family(history.current) for name, history in self._histories.items()}
+        families = self._families
+        self._families = {}
+        for name, history in self._histories.items():
+            same = name in before and before[name].current == history.current
+            same = same and all(routes_before.get(key) is routes.get(key) for key in history.current.keys)
+            # The very same one: what is kept of an encoder's answers goes with the encoder.
+            self._families[name] = families[name] if same else self._family(history.current)
 
     def family(self, name: str) -> Family:
         """See `Models.family`."""

@@ -175,6 +175,20 @@ async def test_a_promotion_reaches_every_router_and_a_family_taken_before_stays_
     )
 
 
+async def test_a_family_stays_the_same_one_until_its_versions_change(cluster: Cluster) -> None:
+    same_space(cluster.folder, 2)
+    before = cluster.other.models.family("tiny")
+
+    await load_all(cluster, 2)
+    await until(lambda: told(cluster.other, "tiny-text", 2).state == model_service_pb2.MODEL_STATE_READY)
+    assert cluster.other.models.family("tiny") is before
+
+    await cluster.promotions.promote(ALL_2)
+    await until(lambda: versions(cluster.other.models.family("tiny")) == ALL_2)
+    after = cluster.other.models.family("tiny")
+    assert (after.image is not before.image, after.text is not before.text) == (True, True)
+
+
 async def test_rollback_and_unload_work_through_any_router(cluster: Cluster) -> None:
     same_space(cluster.folder, 2)
     await load_all(cluster, 2)
