@@ -8,13 +8,14 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from likewise.cli.benchmark import dataset as data
-from likewise.shards import index
+from likewise.shards import index, index_build
 from likewise.shards.recipe import recipe
 from likewise.shards.spec import IndexSpec
 
@@ -34,11 +35,11 @@ def main() -> None:
     made = data.clustered(options.items, options.dim, queries=1_024, seed=0)
     spec = IndexSpec(kind="hnsw")
     wanted = recipe(spec, options.items)
-    built = index.build(options.items, options.dim, wanted, spec, gather=made.base.__getitem__)
-    small, large = (index.adopt(_copy(built), wanted, spec, trained_rows=options.items) for _ in range(2))
+    built = index_build.build(options.items, options.dim, wanted, spec, gather=made.base.__getitem__)
+    small, large = (_copy(built) for _ in range(2))
     del built
     before, started = _large_kib(), time.perf_counter()
-    index.use_large_pages(large)
+    index.use_large_pages(large, made.base)
     moved_ms = (time.perf_counter() - started) * 1e3
     print(f"moved {(_large_kib() - before) >> 10} MiB into large pages in {moved_ms:.0f} ms")
     other = np.random.default_rng(0).random(OTHER_NUMBERS)
@@ -66,11 +67,11 @@ def _times(one: index.SealedIndex, queries: Any, size: int, ef: int, other: Any)
     return times
 
 
-def _copy(one: index.SealedIndex) -> Any:
+def _copy(one: index.SealedIndex) -> index.SealedIndex:
     with tempfile.NamedTemporaryFile() as file:
         index.write(one, file.write)
         file.flush()
-        return index.read(Path(file.name))
+        return replace(one, faiss_index=index.read(Path(file.name)))
 
 
 def _large_kib() -> int:

@@ -11,7 +11,7 @@ from likewise.server.errors import FailedPrecondition, InvalidRequest
 from likewise.server.protocols import Models
 from likewise.shards import gpu
 from likewise.shards import spec as specs
-from likewise.shards.index import validate_index
+from likewise.shards.index_build import validate_index
 from likewise.shards.spec import AttributeSpec, GallerySpec, IndexSpec, SpaceSpec
 from likewise.v1 import gallery_service_pb2 as pb
 

@@ -5,8 +5,9 @@ index or release), it is logged, removed and built anew. FAISS's own format has 
 so none reaches it before the digest of the whole file has been compared. Flat shards have no file: their vectors come
 from the store in any case, and nothing has to be built from them.
 
-Layout: the index as FAISS writes it, which comes first so that FAISS reads the file itself; stamps (int64,
-little-endian, one a position), header (JSON), length of the header, checksum of all before it, magic.
+Layout: the index as FAISS writes it, which comes first so that FAISS reads the file itself; the directions that its
+rows were reduced to, if they were (float32, little-endian, row after row); stamps (int64, little-endian, one a
+position), header (JSON), length of the header, checksum of all before it, magic.
 """
 
 import contextlib
@@ -26,11 +27,12 @@ from likewise.shards import index as sealed_index
 from likewise.shards.index import SealedIndex
 from likewise.shards.protocols import I64
 from likewise.shards.recipe import Recipe
+from likewise.shards.reduction import Reduction
 from likewise.shards.spec import GallerySpec, SpaceSpec, generation
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 SUFFIX: Final = ".sealed"
 
 _MAGIC: Final = b"LIKEWISE-SEALED\n"
@@ -94,7 +96,7 @@ class SealedCache:
             OSError: If the disk refuses; what was there before stays.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        header = json.dumps(self._header(space, index.recipe) | {"rows": index.rows, "trained": index.trained_rows})
+        header = json.dumps(self._header(space, index.recipe) | _described(index)).encode()
         descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
         temporary = Path(name)
         try:
@@ -106,8 +108,10 @@ class SealedCache:
                     file.write(piece)
 
                 sealed_index.write(index, put)
+                if index.reduction is not None:
+                    put(np.ascontiguousarray(index.reduction.directions, dtype="<f4").tobytes())
                 put(np.ascontiguousarray(stamps, dtype="<i8").tobytes())
-                put(header.encode() + _LENGTH.pack(len(header.encode())))
+                put(header + _LENGTH.pack(len(header)))
                 file.write(_END.pack(total.digest(), _MAGIC))
                 file.flush()
                 os.fsync(file.fileno())
@@ -137,16 +141,22 @@ class SealedCache:
                 raise _Unusable(f"its header has {length} bytes, at most {_MAX_HEADER_BYTES} are possible")
             file.seek(end - _LENGTH.size - length)
             header: dict[str, Any] = json.loads(file.read(length))
-            rows, trained = int(header.pop("rows")), int(header.pop("trained"))
+            rows, trained, width = (int(header.pop(name)) for name in ("rows", "trained", "width"))
+            slack = float(header.pop("slack"))
             recipe = Recipe(**header.get("recipe", {}))
             if header != self._header(space, recipe):
                 raise _Unusable(f"it is of another gallery, partition, space or format: {header}")
-            file.seek(end - _LENGTH.size - length - 8 * rows)
+            directions = max(0, width - 1) * space.dim
+            file.seek(end - _LENGTH.size - length - 8 * rows - 4 * directions)
+            matrix = np.frombuffer(file.read(4 * directions), dtype="<f4").astype(np.float32)
             stamps = np.frombuffer(file.read(8 * rows), dtype="<i8").astype(np.int64)
         index = sealed_index.read(path)
-        if index.ntotal != rows or index.d != space.dim or len(stamps) != rows:
-            raise _Unusable(f"it holds {index.ntotal} rows of {index.d} numbers, its header says {rows} of {space.dim}")
-        return CachedIndex(sealed_index.adopt(index, recipe, self._spec.index, trained_rows=trained), stamps)
+        numbers = width or space.dim
+        if index.ntotal != rows or index.d != numbers or len(stamps) != rows or len(matrix) != directions:
+            raise _Unusable(f"it holds {index.ntotal} rows of {index.d} numbers, its header says {rows} of {numbers}")
+        reduction = Reduction(matrix.reshape(space.dim, width - 1), slack) if width else None
+        adopted = sealed_index.adopt(index, recipe, self._spec.index, trained_rows=trained, reduction=reduction)
+        return CachedIndex(adopted, stamps)
 
     def _header(self, space: SpaceSpec, recipe: Recipe) -> dict[str, Any]:
         return {
@@ -159,6 +169,17 @@ class SealedCache:
             "digest": space.digest,
             "recipe": asdict(recipe),
         }
+
+
+def _described(index: SealedIndex) -> dict[str, Any]:
+    """What the header says of an index beside what it must be: 0 numbers a row stand for rows that are not reduced."""
+    reduction = index.reduction
+    return {
+        "rows": index.rows,
+        "trained": index.trained_rows,
+        "width": 0 if reduction is None else reduction.width,
+        "slack": 0.0 if reduction is None else reduction.slack,
+    }
 
 
 def sweep(folder: Path, spec: GallerySpec) -> None:

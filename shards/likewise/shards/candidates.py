@@ -1,15 +1,14 @@
 """Which of the rows that an index found are scored exactly. Pure functions over its answer.
 
-An index that holds the rows as they are has their scores too, but for what float32 loses (`distance.margin`). A row
-whose score is further than that below the k-th best cannot be a hit, and is not scored again. A compressed index knows
-less: of its candidates as many are scored as planned.
+An index that holds the rows as they are has their scores too, but for what float32 loses, and one of reduced rows knows
+how much these may mislead it (`Found.margins`). A row whose score is further than that below the k-th best cannot be a
+hit, and is not scored again. A compressed index knows less: of its candidates as many are scored as planned.
 """
 
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from likewise.shards.distance import margin
 from likewise.shards.index import Found
 from likewise.shards.protocols import F32, I64
 from likewise.shards.rows import Mask
@@ -24,12 +23,10 @@ class Wanted(NamedTuple):
     Attributes:
         k: Hits.
         most: Candidates, as planned; at least k.
-        exact_dim: Numbers a row, of an index that holds the rows as they are; 0 for any other.
     """
 
     k: int
     most: int
-    exact_dim: int = 0
 
 
 class Passed(NamedTuple):
@@ -54,16 +51,16 @@ def of_all(found: Found, wanted: Wanted) -> I64:
     """(n, candidates) positions to score where each of the first `most` rows found may be a hit."""
     if len(found.positions) * (wanted.most - wanted.k) <= FEW:
         return found.positions[:, : wanted.most]
-    return found.positions[:, : _needed(found.scores, wanted)]
+    return found.positions[:, : _needed(found.scores, found.margins, wanted)]
 
 
 def as_table(found: Found, which: Passed, wanted: Wanted) -> I64 | None:
     """(n, candidates) positions to score, as many for each query; None where they cannot be as many for all."""
     width = min(int(which.nth[:, -1].min()), wanted.most)
-    if width < wanted.k or (not wanted.exact_dim and width < wanted.most):
+    if width < wanted.k or (found.margins is None and width < wanted.most):
         return None
     first = which.mask & (which.nth <= width)
-    needed = _needed(found.scores[first].reshape(-1, width), wanted)
+    needed = _needed(found.scores[first].reshape(-1, width), found.margins, wanted)
     if needed == width < wanted.most:
         return None  # of a query with more candidates those beyond the first `width` may be needed too
     return found.positions[first].reshape(-1, width)[:, :needed]
@@ -72,15 +69,15 @@ def as_table(found: Found, which: Passed, wanted: Wanted) -> I64 | None:
 def one_by_one(found: Found, which: Passed, wanted: Wanted) -> Mask:
     """(n, depth) those to score, some for each query; of a query with fewer than k candidates any."""
     mask = which.mask & (which.nth <= wanted.most)
-    if wanted.exact_dim:
+    if found.margins is not None:
         last = np.argmax(which.nth >= wanted.k, axis=1)[:, np.newaxis]
-        mask &= found.scores >= np.take_along_axis(found.scores, last, axis=1) - margin(wanted.exact_dim)
+        mask &= found.scores >= np.take_along_axis(found.scores, last, axis=1) - found.margins
     return mask
 
 
-def _needed(scores: F32, wanted: Wanted) -> int:
+def _needed(scores: F32, margins: F32 | None, wanted: Wanted) -> int:
     """How many of each query's candidates, best first, have to be scored to find the k best of each."""
-    if not wanted.exact_dim:
+    if margins is None:
         return wanted.most
-    low = scores[:, wanted.k - 1 : wanted.k] - margin(wanted.exact_dim)
+    low = scores[:, wanted.k - 1 : wanted.k] - margins
     return min(int(np.count_nonzero(scores >= low, axis=1).max()), wanted.most)

@@ -15,7 +15,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from likewise.shards import gpu, index, memory
+from likewise.shards import gpu, index, index_build, memory
 from likewise.shards.cache import SealedCache
 from likewise.shards.protocols import I64, Changes, Delta, HistoryGone, PartitionSource, Unavailable
 from likewise.shards.rows import LiveRows, Snapshot
@@ -298,7 +298,7 @@ class Follower:
                 self.message, self._failed_at = "", None
                 if not self._due():
                     await self._tidy()
-        except index.BuildStopped:
+        except index_build.BuildStopped:
             log.debug("a build of shard %d of %s was stopped", self._number, spec.name)
         except Exception as error:
             log.exception("shard %d of %s could not build its index", self._number, spec.name)
@@ -316,8 +316,8 @@ class Follower:
     async def _tidy(self) -> None:
         """What no search waits for when an index has come: where it lies in memory, and what is left of making it."""
         loop, stop = asyncio.get_running_loop(), lambda: self._closed
-        for one in [space.index for space in self.partition.snapshot.spaces.values()] if self.partition else ():
-            await loop.run_in_executor(self._builder, index.use_large_pages, one, stop)
+        for space in self.partition.snapshot.spaces.values() if self.partition else ():
+            await loop.run_in_executor(self._builder, index.use_large_pages, space.index, space.sealed, stop)
         await loop.run_in_executor(self._builder, memory.give_back)
 
     async def _build_and_place(self, partition: LiveRows, snapshot: Snapshot, spec: GallerySpec) -> KeptBlock | None:

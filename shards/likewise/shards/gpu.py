@@ -17,7 +17,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from likewise.shards.index import BuildStopped, Found, SealedIndex, faiss
+from likewise.shards.index import Found, SealedIndex, faiss
+from likewise.shards.index_build import BuildStopped
 from likewise.shards.planner import IndexTraits
 from likewise.shards.protocols import F32, I64
 from likewise.shards.recipe import GPU_KINDS, Recipe, default_nlist, default_nprobe, training_positions

@@ -50,6 +50,7 @@ class IndexTraits:
         kind: "hnsw", "ivf" or "other".
         rows: Rows in it, tombstones included.
         lossy: Holds compressed vectors.
+        reduced: Holds vectors of fewer numbers, and says of what it found how much has to be scored.
         ef: The gallery's own candidate list of HNSW, 0 for one that follows from what is asked.
         nlist: Lists of IVF, else 0.
         nprobe: Default lists visited of IVF, else 0.
@@ -59,6 +60,7 @@ class IndexTraits:
     kind: str
     rows: int
     lossy: bool = False
+    reduced: bool = False
     ef: int = 0
     nlist: int = 0
     nprobe: int = 0
@@ -99,7 +101,7 @@ class Choice:
     Attributes:
         kind: As reported.
         depth: Rows wanted from the sealed index, before the filter; 0 for the exact plans.
-        candidates: Allowed ones of them to be re-scored.
+        candidates: Allowed ones of them to be re-scored, at most.
         ef: HNSW's candidate list, 0 when not used.
         nprobe: IVF's lists, 0 when not used.
     """
@@ -147,9 +149,13 @@ def _approximate(demand: Demand, index: IndexTraits) -> Choice:
         chosen = demand.ef or index.ef
         if chosen:
             # Of rows that may be hits: under a filter the list is longer by those that it passes over.
-            return Choice(kind, depth, wanted, ef=max(math.ceil(chosen / share), depth))
-        floor = depth if share == 1.0 else EF_PER_DEPTH * depth
-        return Choice(kind, depth, wanted, ef=max(default_ef(depth), floor))
+            ef = max(math.ceil(chosen / share), depth)
+        else:
+            ef = max(default_ef(depth), depth if share == 1.0 else EF_PER_DEPTH * depth)
+        if not index.reduced:
+            return Choice(kind, depth, wanted, ef=ef)
+        # The whole list: how much of it is scored follows from how much of each query the reduction leaves out.
+        return Choice(kind, ef, max(wanted, math.floor(ef * share)), ef=ef)
     if index.kind == "ivf":
         nprobe = demand.nprobe or index.nprobe
         if share < 1.0:

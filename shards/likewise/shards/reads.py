@@ -61,7 +61,7 @@ def stats(snapshot: Snapshot, spec: GallerySpec, *, shard: int) -> pb.ShardStats
         sealed=snapshot.sealed,
         fresh=snapshot.fresh,
         tombstones=snapshot.tombstones,
-        index=sealed.recipe.factory if sealed else FLAT,
+        index=sealed.description if sealed else FLAT,
         version=snapshot.version,
         memory_bytes=memory_bytes(snapshot),
     )

@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from likewise.shards import effort, index, planner, raw_vectors
+from likewise.shards import candidates, effort, index, planner, raw_vectors
+from likewise.shards.candidates import Wanted
 from likewise.shards.distance import inner_products
 from likewise.shards.effort import F64
 from likewise.shards.masks import Allowed
@@ -141,9 +142,9 @@ def _recall(
 ) -> float:
     """Share of the truth among the candidates that a search would re-score."""
     mask = allowed.mask[: snapshot.sealed] if sealed.filters else None
-    found = sealed.search(query[np.newaxis], choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask).positions[0]
-    found = found[found >= 0]
-    found = found[allowed.mask[found]]
-    if len(found) < min(len(truth), allowed.sealed):
+    found = sealed.search(query[np.newaxis], choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
+    which = candidates.passed(found, allowed.mask)
+    if which.nth[0, -1] < min(len(truth), allowed.sealed):
         return 1.0  # came short: the search would compare all rows
-    return float(np.isin(truth, found[: choice.candidates]).mean())
+    scored = candidates.one_by_one(found, which, Wanted(len(truth), choice.candidates))
+    return float(np.isin(truth, found.positions[scored]).mean())

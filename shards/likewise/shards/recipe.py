@@ -30,10 +30,12 @@ class Recipe:
     Attributes:
         factory: `flat`, or a FAISS factory string.
         ef_construction: For HNSW, else 0.
+        reduced: Over reduced vectors, where they can be.
     """
 
     factory: str
     ef_construction: int = 0
+    reduced: bool = False
 
 
 def recipe(spec: IndexSpec, rows: int) -> Recipe:
@@ -45,7 +47,7 @@ def recipe(spec: IndexSpec, rows: int) -> Recipe:
         return Recipe(kind)
     ef_construction = spec.ef_construction or DEFAULT_EF_CONSTRUCTION
     if kind in ("auto", "hnsw"):
-        return Recipe(f"HNSW{spec.m or DEFAULT_M},Flat", ef_construction)
+        return Recipe(f"HNSW{spec.m or DEFAULT_M},Flat", ef_construction, reduced=True)
     if kind == "ivf":
         return Recipe(f"IVF{spec.nlist or default_nlist(rows)},Flat")
     return Recipe(spec.kind, ef_construction if "HNSW" in spec.kind else 0)

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from likewise.shards import attributes, gpu, index, raw_vectors
+from likewise.shards import attributes, gpu, index_build, raw_vectors
 from likewise.shards.cache import CachedIndex
-from likewise.shards.index import BuildStopped, SealedIndex
+from likewise.shards.index import SealedIndex
+from likewise.shards.index_build import BuildStopped
 from likewise.shards.protocols import F32, I64
 from likewise.shards.recipe import FLAT, recipe
 from likewise.shards.rows import LiveRows, Snapshot, SpaceRows, numbers, vector_column
@@ -55,7 +56,7 @@ def due(snapshot: Snapshot, spec: GallerySpec) -> bool:
         return True
     if snapshot.sealed - snapshot.sealed_live > max(FRESH_ROWS, DEAD_SHARE * snapshot.sealed):
         return True
-    return not all(index.serves(space.index, spec.index, snapshot.live) for space in snapshot.spaces.values())
+    return not all(index_build.serves(space.index, spec.index, snapshot.live) for space in snapshot.spaces.values())
 
 
 def seal(
@@ -83,7 +84,7 @@ def seal(
     wanted = recipe(spec.index, snapshot.live)
     dead = snapshot.sealed - snapshot.sealed_live
     extend = all(
-        index.extendable(space.index, wanted, rows=snapshot.live, dead=dead) for space in snapshot.spaces.values()
+        index_build.extendable(space.index, wanted, rows=snapshot.live, dead=dead) for space in snapshot.spaces.values()
     )
     if extend:  # positions must stay, and the dead with them
         fresh = np.flatnonzero(snapshot.alive[snapshot.sealed :]) + snapshot.sealed
@@ -104,7 +105,7 @@ def seal(
             if wanted.factory in gpu.KINDS:
                 built = gpu.build(len(slots), described.dim, wanted, spec.index, gather=gather, stop=stop)
             else:
-                built = index.build(
+                built = index_build.build(
                     len(slots),
                     described.dim,
                     wanted,
@@ -117,9 +118,14 @@ def seal(
         if built is None:
             vectors = space.vectors(slots)
         else:
-            vectors = _raw(space, slots, folder) if built.vectors is None else built.vectors
+            vectors = _raw(space, slots, _place(built, folder)) if built.vectors is None else built.vectors
         spaces[described.name] = SealedSpace(vectors, built)
     return SealedBlock(snapshot, slots, spaces)
+
+
+def _place(index: SealedIndex, folder: Path | None) -> Path | None:
+    """Where raw vectors beside an index lie; those of a reduced one in memory, as they would in the index itself."""
+    return folder if index.reduction is None else None
 
 
 def _raw(space: SpaceRows, slots: I64, folder: Path | None) -> F32:
@@ -293,7 +299,7 @@ class _Arrivals:
         if kept is not None and kept.vectors is not None:
             fresh = _drain(self._vectors[name], np.arange(size - sealed), np.zeros((size - sealed, dim), np.float32))
             return SpaceRows(sealed=kept.vectors, fresh=fresh, norms=norms, index=kept)
-        room = raw_vectors.allocate(size, dim, self._folder if kept is not None else None)
+        room = raw_vectors.allocate(size, dim, _place(kept, self._folder) if kept is not None else None)
         everything = _drain(self._vectors[name], slots, room)
         fresh = everything[sealed:].copy()
         if kept is not None:

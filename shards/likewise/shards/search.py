@@ -187,7 +187,7 @@ class _Searcher:
             raise Abandoned
         mask = allowed.mask[: self._snapshot.sealed] if index.filters else None
         found = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
-        wanted = Wanted(k, choice.candidates, 0 if index.traits.lossy else queries.shape[1])
+        wanted = Wanted(k, choice.candidates)
         positions = found.positions
         if allowed.count == allowed.sealed == index.rows and min(positions[:, choice.candidates - 1].tolist()) >= 0:
             # The common case: every row of the index may be a hit, there are no others, and no place is empty; those

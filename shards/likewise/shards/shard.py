@@ -16,7 +16,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
 
-from likewise.shards import index, reads
+from likewise.shards import index_build, reads
 from likewise.shards.attributes import check_names
 from likewise.shards.batcher import MAX_BATCH, MAX_QUEUED, Batcher, ShardBatch
 from likewise.shards.follower import Follower
@@ -71,7 +71,9 @@ class ShardLimits:
 
 def build_executor(workers: int = 1) -> ThreadPoolExecutor:
     """Threads for index builds that give way to searches; one pool may serve all shards of a process."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="likewise-build", initializer=index.lower_thread_priority)
+    return ThreadPoolExecutor(
+        workers, thread_name_prefix="likewise-build", initializer=index_build.lower_thread_priority
+    )
 
 
 class Shard:

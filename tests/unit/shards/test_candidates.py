@@ -79,10 +79,10 @@ def test_the_margin_covers_what_float32_loses(seed: int, dim: int) -> None:
     k=st.integers(1, 12),
     share=st.sampled_from([0.2, 0.6, 0.95]),
     levels=st.sampled_from([2, 8, 1_000]),
-    lossless=st.booleans(),
+    margins=st.none() | st.lists(st.sampled_from([float(margin(512)), 0.1, 0.4]), min_size=6, max_size=6),
 )
 def test_a_table_of_candidates_leaves_out_none_that_may_be_a_hit(
-    seed: int, n: int, depth: int, k: int, share: float, levels: int, lossless: bool
+    seed: int, n: int, depth: int, k: int, share: float, levels: int, margins: list[float] | None
 ) -> None:
     rng = np.random.default_rng(seed)
     scores = (np.sort(rng.integers(0, levels, (n, depth)), axis=1)[:, ::-1] / levels).astype(np.float32)
@@ -91,7 +91,8 @@ def test_a_table_of_candidates_leaves_out_none_that_may_be_a_hit(
     most = k + 5
 
     which = Passed(kept, np.cumsum(kept, axis=1))
-    table = as_table(Found(positions, scores), which, Wanted(k, most, 512 if lossless else 0))
+    known = None if margins is None else np.array(margins[:n], dtype=np.float32)[:, np.newaxis]
+    table = as_table(Found(positions, scores, known), which, Wanted(k, most))
 
     fewest = int(kept.sum(axis=1).min())
     if table is None:
@@ -101,7 +102,7 @@ def test_a_table_of_candidates_leaves_out_none_that_may_be_a_hit(
         allowed = positions[row][kept[row]][:most]
         assert table[row].tolist() == allowed[: table.shape[1]].tolist()
         of_allowed = scores[row][kept[row]][:most]
-        may_be_hits = allowed if not lossless else allowed[of_allowed >= of_allowed[k - 1] - margin(512)]
+        may_be_hits = allowed if known is None else allowed[of_allowed >= of_allowed[k - 1] - known[row]]
         assert set(may_be_hits.tolist()) <= set(table[row].tolist())
 
 
@@ -111,7 +112,8 @@ def test_a_table_is_made_where_every_query_has_enough_candidates() -> None:
     kept = np.ones((3, 20), dtype=np.bool_)
     kept[1, ::2] = False
 
-    table = as_table(Found(positions, scores), Passed(kept, np.cumsum(kept, axis=1)), Wanted(4, 6, 512))
+    found = Found(positions, scores, np.full((1, 1), margin(512)))
+    table = as_table(found, Passed(kept, np.cumsum(kept, axis=1)), Wanted(4, 6))
 
     assert table is not None
     assert table.tolist() == [[0, 1, 2, 3], [21, 23, 25, 27], [40, 41, 42, 43]]

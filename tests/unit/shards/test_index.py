@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tests.unit.shards.fakes import F32, gallery, unit
 
-from likewise.shards import index
+from likewise.shards import index, index_build
 from likewise.shards.cache import SUFFIX, SealedCache, sweep
-from likewise.shards.index import BuildStopped, SealedIndex
+from likewise.shards.index import SealedIndex
+from likewise.shards.index_build import BuildStopped
 from likewise.shards.protocols import I64
 from likewise.shards.recipe import Recipe, recipe
 from likewise.shards.spec import AUTO_HNSW_ROWS, AttributeSpec, GallerySpec, IndexSpec, SpecError, generation
@@ -22,7 +23,7 @@ STAMPS = np.arange(ROWS) * 3 + 1
 
 
 def built(spec: IndexSpec, vectors: F32 = VECTORS) -> SealedIndex:
-    return index.build(len(vectors), DIM, recipe(spec, len(vectors)), spec, gather=vectors.__getitem__)
+    return index_build.build(len(vectors), DIM, recipe(spec, len(vectors)), spec, gather=vectors.__getitem__)
 
 
 def nearest(sealed: SealedIndex, queries: F32) -> list[int]:
@@ -46,7 +47,7 @@ def test_an_index_of_any_kind_finds_its_own_rows_and_survives_its_file(
     kind: str, planned_as: str, lossy: bool, tmp_path: Path
 ) -> None:
     spec = gallery(dim=DIM, index=IndexSpec(kind=kind))
-    index.validate_index(spec.index, DIM)
+    index_build.validate_index(spec.index, DIM)
     sealed = built(spec.index)
     cache = SealedCache(tmp_path, spec, 0)
 
@@ -92,7 +93,7 @@ def test_a_spec_means_an_index_for_a_row_count(spec: IndexSpec, rows: int, facto
 @pytest.mark.parametrize("kind", ["nonsense", "IDMap,Flat", "PQ7", ""])
 def test_an_index_that_cannot_be_made_is_refused(kind: str) -> None:
     with pytest.raises(SpecError) as caught:
-        index.validate_index(IndexSpec(kind=kind), DIM)
+        index_build.validate_index(IndexSpec(kind=kind), DIM)
 
     assert caught.value.field == "spec.index.kind"
     assert repr(kind) in str(caught.value)
@@ -101,9 +102,9 @@ def test_an_index_that_cannot_be_made_is_refused(kind: str) -> None:
 def test_an_index_is_extended_without_touching_the_one_in_use() -> None:
     spec = IndexSpec(kind="hnsw")
     first = built(spec, VECTORS[:1_200])
-    assert index.extendable(first, first.recipe, rows=ROWS, dead=10)
+    assert index_build.extendable(first, first.recipe, rows=ROWS, dead=10)
 
-    second = index.build(ROWS, DIM, first.recipe, spec, gather=VECTORS.__getitem__, base=first)
+    second = index_build.build(ROWS, DIM, first.recipe, spec, gather=VECTORS.__getitem__, base=first)
 
     assert (first.rows, second.rows) == (1_200, ROWS)
     assert nearest(second, VECTORS[1_200:1_210]) == list(range(1_200, 1_210))
@@ -112,45 +113,45 @@ def test_an_index_is_extended_without_touching_the_one_in_use() -> None:
 def test_an_index_is_not_extended_past_its_training_or_its_dead() -> None:
     ivf, hnsw = built(IndexSpec(kind="IVF16,Flat")), built(IndexSpec(kind="hnsw"))
 
-    assert not index.extendable(ivf, ivf.recipe, rows=3 * ROWS, dead=0)
-    assert index.extendable(hnsw, hnsw.recipe, rows=3 * ROWS, dead=0)
-    assert not index.extendable(hnsw, hnsw.recipe, rows=ROWS, dead=ROWS // 2)
-    assert not index.extendable(hnsw, Recipe("HNSW16,Flat", 100), rows=ROWS, dead=0)
+    assert not index_build.extendable(ivf, ivf.recipe, rows=3 * ROWS, dead=0)
+    assert index_build.extendable(hnsw, hnsw.recipe, rows=3 * ROWS, dead=0)
+    assert not index_build.extendable(hnsw, hnsw.recipe, rows=ROWS, dead=ROWS // 2)
+    assert not index_build.extendable(hnsw, Recipe("HNSW16,Flat", 100), rows=ROWS, dead=0)
 
 
 def test_an_index_near_the_row_count_that_asks_for_another_stays() -> None:
     hnsw = replace(built(IndexSpec(kind="hnsw")), recipe=recipe(IndexSpec(), AUTO_HNSW_ROWS))
 
-    assert index.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS - 100)
-    assert not index.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS // 2)
-    assert not index.serves(None, IndexSpec(), AUTO_HNSW_ROWS)
+    assert index_build.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS - 100)
+    assert not index_build.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS // 2)
+    assert not index_build.serves(None, IndexSpec(), AUTO_HNSW_ROWS)
 
 
 def test_a_build_stops_when_asked_to() -> None:
     with pytest.raises(BuildStopped):
-        index.build(ROWS, DIM, Recipe("HNSW8,Flat"), IndexSpec(), gather=VECTORS.__getitem__, stop=lambda: True)
+        index_build.build(ROWS, DIM, Recipe("HNSW8,Flat"), IndexSpec(), gather=VECTORS.__getitem__, stop=lambda: True)
 
 
 def test_pieces_of_a_build_end_in_time_to_look_at_stop_and_hold_few_copies() -> None:
-    assert index.next_piece(1_000, index.PIECE_S, DIM) == 1_000
-    assert index.next_piece(1_000, 2 * index.PIECE_S, DIM) == 500
-    assert index.next_piece(1_000, 0.5 * index.PIECE_S, DIM) == 2_000
-    assert index.next_piece(1_000, 1e-9, DIM) == 4_000
-    assert index.next_piece(1_000_000, 1e-9, 512) == index.PIECE_BYTES // (512 * 4)
-    assert index.next_piece(1_000, 1_000.0, DIM) == index.LEAST_PIECE
+    assert index_build.next_piece(1_000, index_build.PIECE_S, DIM) == 1_000
+    assert index_build.next_piece(1_000, 2 * index_build.PIECE_S, DIM) == 500
+    assert index_build.next_piece(1_000, 0.5 * index_build.PIECE_S, DIM) == 2_000
+    assert index_build.next_piece(1_000, 1e-9, DIM) == 4_000
+    assert index_build.next_piece(1_000_000, 1e-9, 512) == index_build.PIECE_BYTES // (512 * 4)
+    assert index_build.next_piece(1_000, 1_000.0, DIM) == index_build.LEAST_PIECE
 
 
 def test_an_index_of_many_pieces_has_each_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "FIRST_PIECE", 100)
-    monkeypatch.setattr(index, "LEAST_PIECE", 7)
-    monkeypatch.setattr(index, "PIECE_BYTES", 4 * DIM * 150)
+    monkeypatch.setattr(index_build, "FIRST_PIECE", 100)
+    monkeypatch.setattr(index_build, "LEAST_PIECE", 7)
+    monkeypatch.setattr(index_build, "PIECE_BYTES", 4 * DIM * 150)
     asked: list[list[int]] = []
 
     def gather(positions: I64) -> F32:
         asked.append(positions.tolist())
         return VECTORS[positions]
 
-    found = index.build(ROWS, DIM, Recipe("HNSW8,Flat"), IndexSpec(), gather=gather)
+    found = index_build.build(ROWS, DIM, Recipe("HNSW8,Flat"), IndexSpec(), gather=gather)
 
     assert [position for piece in asked for position in piece] == list(range(ROWS))
     assert max(map(len, asked)) <= 150

@@ -13,7 +13,7 @@ from tests.unit.shards.fakes import MemoryStore, gallery, hits_of, oracle, unit
 from tests.unit.shards.store_fixtures import SPEC as STORED_SPEC
 from tests.unit.shards.store_fixtures import table
 
-from likewise.shards import index
+from likewise.shards import index, index_build
 from likewise.shards.cache import SealedCache
 from likewise.shards.index import SealedIndex
 from likewise.shards.partition import Partition
@@ -130,17 +130,17 @@ def test_a_partition_read_beside_an_index_has_vectors_for_the_other_rows_only(tm
 
 def test_a_build_leaves_cores_to_searches_while_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
-    monkeypatch.setattr(index, "_THREADS", 4)
-    monkeypatch.setattr(index, "next_piece", lambda rows, took_s, dim: rows)
+    monkeypatch.setattr(index_build, "_THREADS", 4)
+    monkeypatch.setattr(index_build, "next_piece", lambda rows, took_s, dim: rows)
     monkeypatch.setattr(index.faiss, "omp_set_num_threads", threads.append)
     searches = iter([True, False, True])
 
-    index.build(
-        3 * index.FIRST_PIECE,
+    index_build.build(
+        3 * index_build.FIRST_PIECE,
         DIM,
         Recipe("HNSW4,Flat", 8),
         IndexSpec(),
-        gather=lambda positions: np.resize(VECTORS, (3 * index.FIRST_PIECE, DIM))[positions],
+        gather=lambda positions: np.resize(VECTORS, (3 * index_build.FIRST_PIECE, DIM))[positions],
         busy=lambda: next(searches),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from likewise.shards import index, memory
+from likewise.shards import index, index_build, memory
 from likewise.shards.memory import LARGE_PAGE
 from likewise.shards.recipe import Recipe
 from likewise.shards.spec import IndexSpec
@@ -91,12 +91,12 @@ def test_what_is_moved_stays_what_it_was() -> None:
 @pytest.mark.parametrize("factory", ["HNSW8,Flat", "HNSW8,SQfp16", "HNSW8,SQ8"])
 def test_rows_and_links_of_a_graph_are_what_goes_there(monkeypatch: pytest.MonkeyPatch, factory: str) -> None:
     rows = np.random.default_rng(0).normal(size=(1500, 16)).astype(np.float32)
-    sealed = index.build(1500, 16, Recipe(factory, 40), IndexSpec(kind=factory), gather=rows.__getitem__)
+    sealed = index_build.build(1500, 16, Recipe(factory, 40), IndexSpec(kind=factory), gather=rows.__getitem__)
     before = sealed.search(rows[:9], 5, ef=40, nprobe=0).positions
     asked: list[int] = []
     monkeypatch.setattr(memory, "use_large_pages", lambda _, size, **__: asked.append(size))
 
-    index.use_large_pages(sealed)
+    index.use_large_pages(sealed, rows)
 
     row_bytes = {"HNSW8,Flat": 64, "HNSW8,SQfp16": 32, "HNSW8,SQ8": 16}[factory]
     links, codes = asked
@@ -107,7 +107,7 @@ def test_rows_and_links_of_a_graph_are_what_goes_there(monkeypatch: pytest.Monke
 
 def test_an_index_that_is_read_in_order_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.random.default_rng(0).normal(size=(1500, 16)).astype(np.float32)
-    sealed = index.build(1500, 16, Recipe("IVF4,Flat"), IndexSpec(kind="ivf"), gather=rows.__getitem__)
+    sealed = index_build.build(1500, 16, Recipe("IVF4,Flat"), IndexSpec(kind="ivf"), gather=rows.__getitem__)
     monkeypatch.setattr(memory, "use_large_pages", lambda *_, **__: pytest.fail("asked for"))
 
-    index.use_large_pages(sealed)
+    index.use_large_pages(sealed, rows)

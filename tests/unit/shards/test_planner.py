@@ -32,7 +32,8 @@ def demands(draw: st.DrawFn) -> tuple[Demand, IndexTraits | None]:
     if kind == "none":
         return demand, None
     nlist = draw(st.integers(1, 10_000)) if kind == "ivf" else 0
-    return demand, IndexTraits(kind, rows, lossy=draw(st.booleans()), nlist=nlist, nprobe=min(nlist, 8))
+    lossy, reduced = draw(st.booleans()), draw(st.booleans()) and kind == "hnsw"
+    return demand, IndexTraits(kind, rows, lossy=lossy, reduced=reduced, nlist=nlist, nprobe=min(nlist, 8))
 
 
 @given(demands())
@@ -126,6 +127,16 @@ def test_compressed_vectors_bring_more_candidates() -> None:
 
     assert choose(demand(1_000_000), lossy).candidates == 80
     assert choose(demand(1_000_000), IVF).candidates == 15
+
+
+def test_the_whole_list_of_a_reduced_index_is_at_hand_for_what_has_to_be_scored() -> None:
+    reduced = IndexTraits("hnsw", rows=1_000_000, reduced=True)
+
+    everything, half = choose(demand(1_000_000), reduced), choose(demand(500_000), reduced)
+
+    assert (everything.depth, everything.candidates, everything.ef) == (120, 120, 120)
+    assert half.ef == half.depth == choose(demand(500_000), HNSW).ef
+    assert half.candidates == half.depth // 2
 
 
 def test_a_third_of_fifty_thousand_rows_is_searched_through_hnsw_and_a_hundredth_is_compared() -> None:

@@ -154,6 +154,7 @@ class IndexSpec(_message.Message):
     """"auto" (default: flat below 50,000 rows a shard, HNSW from there), "flat", "hnsw", "ivf", any FAISS index_factory string,
     or "gpu-flat", "gpu-ivf", "gpu-cagra" on a server with a GPU. Of a compressed index ("HNSW32,SQ8", "HNSW32,SQfp16",
     "SQfp16", "IVF1024,PQ64") the raw vectors lie on the server's disk; scores are theirs whatever the index holds.
+    "hnsw" walks its graph over fewer numbers a vector where the rows allow it; "HNSW32,Flat" does not.
     """
     m: _builtins.int
     """HNSW links a node, 4 to 128. Default 32."""
@@ -621,7 +622,7 @@ class ShardStats(_message.Message):
     """Rows searched exactly beside it."""
     tombstones: _builtins.int
     index: _builtins.str
-    """What the sealed index is: "flat", "HNSW32,Flat", ..."""
+    """What the sealed index is: "flat", "HNSW32,Flat", "HNSW32,Flat over 32 of 512 numbers", ..."""
     state: Global___IndexState.ValueType
     version: _builtins.int
     """Store version it serves."""
