@@ -39,7 +39,7 @@ def main() -> None:
     small, large = (_copy(built) for _ in range(2))
     del built
     before, started = _large_kib(), time.perf_counter()
-    index.use_large_pages(large, made.base)
+    index.use_large_pages(large)
     moved_ms = (time.perf_counter() - started) * 1e3
     print(f"moved {(_large_kib() - before) >> 10} MiB into large pages in {moved_ms:.0f} ms")
     other = np.random.default_rng(0).random(OTHER_NUMBERS)

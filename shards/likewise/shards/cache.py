@@ -5,8 +5,8 @@ index or release), it is logged, removed and built anew. FAISS's own format has 
 so none reaches it before the digest of the whole file has been compared. Flat shards have no file: their vectors come
 from the store in any case, and nothing has to be built from them.
 
-Layout: the index as FAISS writes it, which comes first so that FAISS reads the file itself; the directions that its
-rows were reduced to, if they were (float32, little-endian, row after row); stamps (int64, little-endian, one a
+Layout: the index as FAISS writes it, which comes first so that FAISS reads the file itself; if its rows are reduced,
+the directions and the rows as they are (float32, little-endian, row after row); stamps (int64, little-endian, one a
 position), header (JSON), length of the header, checksum of all before it, magic.
 """
 
@@ -17,6 +17,7 @@ import os
 import struct
 import tempfile
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ import numpy as np
 from likewise.shards import checksum
 from likewise.shards import index as sealed_index
 from likewise.shards.index import SealedIndex
-from likewise.shards.protocols import I64
+from likewise.shards.protocols import F32, I64
 from likewise.shards.recipe import Recipe
 from likewise.shards.reduction import Reduction
 from likewise.shards.spec import GallerySpec, SpaceSpec, generation
@@ -103,13 +104,14 @@ class SealedCache:
             with os.fdopen(descriptor, "wb") as file:
                 total = checksum.Checksum()
 
-                def put(piece: bytes) -> None:
+                def put(piece: bytes | memoryview) -> None:
                     total.update(piece)
                     file.write(piece)
 
                 sealed_index.write(index, put)
                 if index.reduction is not None:
                     put(np.ascontiguousarray(index.reduction.directions, dtype="<f4").tobytes())
+                    put(np.ascontiguousarray(index.vectors, dtype="<f4").data.cast("B"))
                 put(np.ascontiguousarray(stamps, dtype="<i8").tobytes())
                 put(header + _LENGTH.pack(len(header)))
                 file.write(_END.pack(total.digest(), _MAGIC))
@@ -146,16 +148,19 @@ class SealedCache:
             recipe = Recipe(**header.get("recipe", {}))
             if header != self._header(space, recipe):
                 raise _Unusable(f"it is of another gallery, partition, space or format: {header}")
-            directions = max(0, width - 1) * space.dim
-            file.seek(end - _LENGTH.size - length - 8 * rows - 4 * directions)
-            matrix = np.frombuffer(file.read(4 * directions), dtype="<f4").astype(np.float32)
+            columns = max(0, width - 1)
+            beside = rows if width else 0  # vectors
+            file.seek(end - _LENGTH.size - length - 8 * rows - 4 * space.dim * (columns + beside))
+            directions, vectors = (_matrix(file, *shape) for shape in ((space.dim, columns), (beside, space.dim)))
             stamps = np.frombuffer(file.read(8 * rows), dtype="<i8").astype(np.int64)
         index = sealed_index.read(path)
         numbers = width or space.dim
-        if index.ntotal != rows or index.d != numbers or len(stamps) != rows or len(matrix) != directions:
+        if index.ntotal != rows or index.d != numbers or len(stamps) != rows:
             raise _Unusable(f"it holds {index.ntotal} rows of {index.d} numbers, its header says {rows} of {numbers}")
-        reduction = Reduction(matrix.reshape(space.dim, width - 1), slack) if width else None
-        adopted = sealed_index.adopt(index, recipe, self._spec.index, trained_rows=trained, reduction=reduction)
+        reduction = Reduction(directions, slack) if width else None
+        adopted = sealed_index.adopt(
+            index, recipe, self._spec.index, trained_rows=trained, reduction=reduction, vectors=vectors
+        )
         return CachedIndex(adopted, stamps)
 
     def _header(self, space: SpaceSpec, recipe: Recipe) -> dict[str, Any]:
@@ -169,6 +174,15 @@ class SealedCache:
             "digest": space.digest,
             "recipe": asdict(recipe),
         }
+
+
+def _matrix(file: BufferedReader, rows: int, columns: int) -> F32:
+    """The next (rows, columns) numbers of a file, read in place."""
+    matrix = np.empty((rows, columns), dtype="<f4")
+    if matrix.nbytes and file.readinto(matrix.data.cast("B")) != matrix.nbytes:
+        raise _Unusable(f"it ends within {rows} rows of {columns} numbers")
+    matrix.flags.writeable = False
+    return matrix
 
 
 def _described(index: SealedIndex) -> dict[str, Any]:

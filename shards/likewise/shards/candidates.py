@@ -51,19 +51,20 @@ def of_all(found: Found, wanted: Wanted) -> I64:
     """(n, candidates) positions to score where each of the first `most` rows found may be a hit."""
     if len(found.positions) * (wanted.most - wanted.k) <= FEW:
         return found.positions[:, : wanted.most]
-    return found.positions[:, : _needed(found.scores, found.margins, wanted)]
+    return found.positions[:, : int(_needed(found.scores, found.margins, wanted).max())]
 
 
 def as_table(found: Found, which: Passed, wanted: Wanted) -> I64 | None:
     """(n, candidates) positions to score, as many for each query; None where they cannot be as many for all."""
-    width = min(int(which.nth[:, -1].min()), wanted.most)
+    there = which.nth[:, -1]
+    width = min(int(there.min()), wanted.most)
     if width < wanted.k or (found.margins is None and width < wanted.most):
         return None
     first = which.mask & (which.nth <= width)
     needed = _needed(found.scores[first].reshape(-1, width), found.margins, wanted)
-    if needed == width < wanted.most:
-        return None  # of a query with more candidates those beyond the first `width` may be needed too
-    return found.positions[first].reshape(-1, width)[:, :needed]
+    if width < wanted.most and bool(((needed == width) & (there > width)).any()):
+        return None  # those beyond the first `width` may be needed too
+    return found.positions[first].reshape(-1, width)[:, : int(needed.max())]
 
 
 def one_by_one(found: Found, which: Passed, wanted: Wanted) -> Mask:
@@ -75,9 +76,10 @@ def one_by_one(found: Found, which: Passed, wanted: Wanted) -> Mask:
     return mask
 
 
-def _needed(scores: F32, margins: F32 | None, wanted: Wanted) -> int:
-    """How many of each query's candidates, best first, have to be scored to find the k best of each."""
+def _needed(scores: F32, margins: F32 | None, wanted: Wanted) -> I64:
+    """(n,) how many of each query's candidates, best first, have to be scored to find its k best."""
     if margins is None:
-        return wanted.most
+        return np.full(len(scores), wanted.most)
     low = scores[:, wanted.k - 1 : wanted.k] - margins
-    return min(int(np.count_nonzero(scores >= low, axis=1).max()), wanted.most)
+    needed: I64 = np.minimum(np.count_nonzero(scores >= low, axis=1), wanted.most)
+    return needed

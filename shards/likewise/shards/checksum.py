@@ -25,7 +25,7 @@ class Checksum:
         self._piece = hashlib.sha256()
         self._room = PIECE_BYTES
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """Take the next bytes."""
         rest = memoryview(data)
         while len(rest) >= self._room:

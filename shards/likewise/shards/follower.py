@@ -317,7 +317,7 @@ class Follower:
         """What no search waits for when an index has come: where it lies in memory, and what is left of making it."""
         loop, stop = asyncio.get_running_loop(), lambda: self._closed
         for space in self.partition.snapshot.spaces.values() if self.partition else ():
-            await loop.run_in_executor(self._builder, index.use_large_pages, space.index, space.sealed, stop)
+            await loop.run_in_executor(self._builder, index.use_large_pages, space.index, stop)
         await loop.run_in_executor(self._builder, memory.give_back)
 
     async def _build_and_place(self, partition: LiveRows, snapshot: Snapshot, spec: GallerySpec) -> KeptBlock | None:

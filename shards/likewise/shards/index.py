@@ -58,7 +58,8 @@ class SealedIndex:
     Attributes:
         recipe: What it was built from.
         faiss_index: The index itself.
-        vectors: (rows, dim) float32 view of the index's own storage; None where it holds none to look at.
+        vectors: (rows, dim) float32 rows as they are: a view of the index's own storage, or beside it where that holds
+            reduced ones; None where it holds compressed ones.
         trained_rows: Rows there were when it was trained.
         nprobe: The gallery's own number of lists to visit, 0 for one that follows from nlist.
         ef: The gallery's own candidate list of HNSW, 0 for one that follows from what is asked.
@@ -95,7 +96,8 @@ class SealedIndex:
         core = core_of(self.faiss_index)
         if hasattr(core, "hnsw"):
             links = 4 * int(core.hnsw.neighbors.size()) + 12 * self.rows
-            return links + self.rows * int(core.storage.sa_code_size())
+            beside = 0 if self.reduction is None or self.vectors is None else self.vectors.nbytes
+            return links + self.rows * int(core.storage.sa_code_size()) + beside
         return self.rows * (int(getattr(core, "code_size", 4 * core.d)) + 8)
 
     @functools.cached_property
@@ -187,13 +189,19 @@ def lowest_thread_priority() -> None:
 
 
 def adopt(
-    index: Any, wanted: Recipe, spec: IndexSpec, *, trained_rows: int, reduction: Reduction | None = None
+    index: Any,
+    wanted: Recipe,
+    spec: IndexSpec,
+    *,
+    trained_rows: int,
+    reduction: Reduction | None = None,
+    vectors: F32 | None = None,
 ) -> SealedIndex:
-    """Wrap a FAISS index that is complete, of vectors reduced so if at all."""
+    """Wrap a FAISS index that is complete; one of reduced vectors with the reduction and the vectors as they are."""
     return SealedIndex(
         recipe=wanted,
         faiss_index=index,
-        vectors=_storage(index) if reduction is None else None,
+        vectors=_storage(index) if reduction is None else vectors,
         trained_rows=trained_rows,
         nprobe=spec.nprobe or 0,
         ef=spec.ef or 0,
@@ -206,21 +214,17 @@ def retuned(index: SealedIndex, spec: IndexSpec) -> SealedIndex:
     return replace(index, nprobe=spec.nprobe or 0, ef=spec.ef or 0)
 
 
-def use_large_pages(index: SealedIndex | None, vectors: F32, stop: Callable[[], bool] = lambda: False) -> None:
-    """Have what HNSW reads at random in large pages, see `memory`; searches go on meanwhile.
-
-    Args:
-        index: One of HNSW; nothing is done for others.
-        vectors: (rows, dim) that candidates are scored from.
-        stop: Looked at between pieces.
-    """
+def use_large_pages(index: SealedIndex | None, stop: Callable[[], bool] = lambda: False) -> None:
+    """Have what HNSW reads at random, rows and links, in large pages, see `memory`; searches go on meanwhile."""
     core = None if index is None else core_of(index.faiss_index)
     if index is None or not isinstance(core, faiss.IndexHNSW):
         return
     storage = faiss.downcast_index(core.storage)
     held = [core.hnsw.neighbors, storage.codes] if hasattr(storage, "codes") else [core.hnsw.neighbors]
     views = [faiss.rev_swig_ptr(block.data(), int(block.size())) for block in held]
-    for view in [*views, vectors] if index.reduction is not None else views:
+    if index.reduction is not None:
+        views.append(index.vectors)
+    for view in views:
         memory.use_large_pages(view.ctypes.data, view.nbytes, stop=stop)
 
 

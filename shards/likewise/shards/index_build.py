@@ -115,6 +115,9 @@ def build(
             nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
             index.train(np.ascontiguousarray(gather(training_positions(rows, nlist))))
     start, piece = int(index.ntotal), FIRST_PIECE
+    raw = None if reduction is None else np.empty((rows, dim), dtype=np.float32)
+    if raw is not None and base is not None:
+        raw[:start] = base.vectors
     while start < rows:
         if stop():
             raise BuildStopped
@@ -122,9 +125,13 @@ def build(
         end = min(start + piece, rows)
         began = time.perf_counter()
         vectors = gather(np.arange(start, end))
+        if raw is not None:
+            raw[start:end] = vectors
         index.add(np.ascontiguousarray(vectors if reduction is None else reduction.of(vectors)))
         start, piece = end, next_piece(end - start, time.perf_counter() - began, dim)
-    return adopt(index, wanted, spec, trained_rows=trained_rows, reduction=reduction)
+    if raw is not None:
+        raw.flags.writeable = False
+    return adopt(index, wanted, spec, trained_rows=trained_rows, reduction=reduction, vectors=raw)
 
 
 def next_piece(rows: int, took_s: float, dim: int) -> int:

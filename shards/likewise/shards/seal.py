@@ -118,14 +118,9 @@ def seal(
         if built is None:
             vectors = space.vectors(slots)
         else:
-            vectors = _raw(space, slots, _place(built, folder)) if built.vectors is None else built.vectors
+            vectors = _raw(space, slots, folder) if built.vectors is None else built.vectors
         spaces[described.name] = SealedSpace(vectors, built)
     return SealedBlock(snapshot, slots, spaces)
-
-
-def _place(index: SealedIndex, folder: Path | None) -> Path | None:
-    """Where raw vectors beside an index lie; those of a reduced one in memory, as they would in the index itself."""
-    return folder if index.reduction is None else None
 
 
 def _raw(space: SpaceRows, slots: I64, folder: Path | None) -> F32:
@@ -299,7 +294,7 @@ class _Arrivals:
         if kept is not None and kept.vectors is not None:
             fresh = _drain(self._vectors[name], np.arange(size - sealed), np.zeros((size - sealed, dim), np.float32))
             return SpaceRows(sealed=kept.vectors, fresh=fresh, norms=norms, index=kept)
-        room = raw_vectors.allocate(size, dim, _place(kept, self._folder) if kept is not None else None)
+        room = raw_vectors.allocate(size, dim, self._folder if kept is not None else None)
         everything = _drain(self._vectors[name], slots, room)
         fresh = everything[sealed:].copy()
         if kept is not None:

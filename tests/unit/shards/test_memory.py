@@ -96,7 +96,7 @@ def test_rows_and_links_of_a_graph_are_what_goes_there(monkeypatch: pytest.Monke
     asked: list[int] = []
     monkeypatch.setattr(memory, "use_large_pages", lambda _, size, **__: asked.append(size))
 
-    index.use_large_pages(sealed, rows)
+    index.use_large_pages(sealed)
 
     row_bytes = {"HNSW8,Flat": 64, "HNSW8,SQfp16": 32, "HNSW8,SQ8": 16}[factory]
     links, codes = asked
@@ -110,4 +110,4 @@ def test_an_index_that_is_read_in_order_stays_where_it_is(monkeypatch: pytest.Mo
     sealed = index_build.build(1500, 16, Recipe("IVF4,Flat"), IndexSpec(kind="ivf"), gather=rows.__getitem__)
     monkeypatch.setattr(memory, "use_large_pages", lambda *_, **__: pytest.fail("asked for"))
 
-    index.use_large_pages(sealed, rows)
+    index.use_large_pages(sealed)

@@ -90,7 +90,7 @@ def test_rows_are_reduced_to_about_the_dimensions_of_their_surface(latent: int, 
 def test_rows_that_nothing_is_gained_with_stay_as_they_are(rows: F32) -> None:
     assert fit(rows[reduction.sample_positions(len(rows), rows.shape[1])]) is None
     if len(rows) > 1_000:
-        assert built(rows).vectors is not None
+        assert built(rows).reduction is None
 
 
 def test_no_directions_are_sought_where_vectors_are_too_long_for_it() -> None:
@@ -150,6 +150,7 @@ def test_an_index_grows_in_its_directions_until_they_are_made_anew() -> None:
     assert index_build.extendable(settled, first.recipe, rows=800_000, dead=0)
     assert not index_build.extendable(settled, first.recipe, rows=800_001, dead=0)
     grown = built(rows[:3_000], base=first)
+    np.testing.assert_array_equal(grown.vectors, rows[:3_000])
 
     assert (grown.rows, grown.trained_rows, grown.reduction) == (3_000, 1_500, first.reduction)
     assert grown.search(rows[2_990:3_000], 1, ef=64, nprobe=0).positions[:, 0].tolist() == list(range(2_990, 3_000))
@@ -168,6 +169,7 @@ def test_a_kept_index_has_its_directions_again(tmp_path: Path) -> None:
     assert sealed.reduction is not None
     assert kept.index.reduction.slack == sealed.reduction.slack
     np.testing.assert_array_equal(kept.index.reduction.directions, sealed.reduction.directions)
+    np.testing.assert_array_equal(kept.index.vectors, rows)
     np.testing.assert_array_equal(
         kept.index.search(rows[:9], 5, ef=64, nprobe=0).scores, sealed.search(rows[:9], 5, ef=64, nprobe=0).scores
     )
