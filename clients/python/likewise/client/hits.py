@@ -99,30 +99,44 @@ class _Answer:
 
 
 class Hits(Sequence[Hit]):
-    """An answer: a sequence of `Hit`, best first, and the same as columns.
-
-    Attributes:
-        ids: Ids, by (score descending, id ascending).
-        scores: (n,) float32.
-        relevances: (n,) float64, or None when the model has no calibration.
-        vectors: (n, d) float32 of unit length, read-only; None unless asked for.
-        version: Oldest store version among the shards that answered.
-        request_id: The call's id, as the server's log has it.
-    """
+    """An answer: a sequence of `Hit`, best first, and the same as columns."""
 
     def __init__(self, message: search_pb.SearchResponse) -> None:
-        answer = _Answer(message)
-        self._fill(answer, answer.ids, answer.scores, slice(None))
+        self._see(_Answer(message), slice(None))
 
-    def _fill(self, answer: _Answer, ids: list[str], scores: F32, rows: slice) -> None:
-        self.ids = ids
-        self.scores = scores
-        self.relevances: F64 | None = None if answer.relevances is None else answer.relevances[rows]
-        self.vectors: F32 | None = None if answer.vectors is None else answer.vectors[rows]
-        self.version: int = answer.message.version
-        self.request_id: str = answer.message.request_id
+    def _see(self, answer: _Answer, rows: slice) -> None:
         self._answer = answer
         self._rows = rows
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """Ids, by (score descending, id ascending)."""
+        return self._answer.ids[self._rows]
+
+    @functools.cached_property
+    def scores(self) -> F32:
+        """(n,) float32."""
+        return self._answer.scores[self._rows]
+
+    @functools.cached_property
+    def relevances(self) -> F64 | None:
+        """(n,) float64, or None when the model has no calibration."""
+        return None if self._answer.relevances is None else self._answer.relevances[self._rows]
+
+    @functools.cached_property
+    def vectors(self) -> F32 | None:
+        """(n, d) float32 of unit length, read-only; None unless asked for."""
+        return None if self._answer.vectors is None else self._answer.vectors[self._rows]
+
+    @property
+    def version(self) -> int:
+        """Oldest store version among the shards that answered."""
+        return self._answer.message.version
+
+    @property
+    def request_id(self) -> str:
+        """The call's id, as the server's log has it."""
+        return self._answer.message.request_id
 
     @functools.cached_property
     def condition_scores(self) -> dict[int, F32]:
@@ -211,8 +225,7 @@ def hits_of_rows(message: search_pb.SearchResponse, bounds: Sequence[int]) -> li
     answer, found, start = _Answer(message), [], bounds[0]
     for end in bounds[1:]:
         hits = Hits.__new__(Hits)
-        # A copy: who keeps the hits of one query does not keep the scores of all.
-        hits._fill(answer, answer.ids[start:end], answer.scores[start:end].copy(), slice(start, end))
+        hits._see(answer, slice(start, end))
         found.append(hits)
         start = end
     return found

@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from likewise.client.batching_outcomes import (
     Outcome,
@@ -53,6 +53,10 @@ from likewise.client.rpc import Call
 from likewise.client.vector_search import VectorSearch
 
 
+_TICK_S: Final = 0.001
+"""How far timers of an event loop may come early: uvloop counts milliseconds."""
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
     """A search that waits for its turn and then for its answer, until `deadline` by the monotonic clock."""
@@ -82,6 +86,9 @@ class _Lane:
         due: What starts those that wait.
         gathering: Whether the first of them starts those that come in the same turn of the event loop.
         returning: Who is waited for.
+        open: Searches whose callers wait.
+        expiry: Ends the wait of those whose time is over; one timer for all, since each of its own costs a search more
+            than its vector.
     """
 
     under_way: int = 0
@@ -91,6 +98,35 @@ class _Lane:
     due: asyncio.Handle | None = None
     gathering: bool = False
     returning: Returning = NOBODY
+    open: set[_Waiting] = field(default_factory=set)
+    expiry: asyncio.TimerHandle | None = None
+    expires: float = math.inf
+
+    def expect(self, entry: _Waiting) -> None:
+        """Note a search whose caller waits."""
+        self.open.add(entry)
+        if entry.deadline < self.expires:
+            self._expire_at(entry.deadline)
+
+    def forget(self) -> None:
+        """Stop the clock."""
+        if self.expiry is not None:
+            self.expiry.cancel()
+        self.expiry, self.expires = None, math.inf
+
+    def _expire_at(self, deadline: float) -> None:
+        self.forget()
+        if deadline < math.inf:
+            left_s = max(deadline - time.monotonic(), 0.0)
+            self.expiry = asyncio.get_running_loop().call_later(left_s, self._expire)
+            self.expires = deadline
+
+    def _expire(self) -> None:
+        now = time.monotonic() + _TICK_S
+        for entry in [one for one in self.open if one.deadline <= now]:
+            entry.expire()
+            self.open.discard(entry)
+        self._expire_at(min((entry.deadline for entry in self.open), default=math.inf))
 
 
 class _Group:
@@ -147,7 +183,7 @@ class AsyncSearchBatcher:
         lane.waiting.insert(0 if gathers else len(lane.waiting), entry)
         if gathers:
             self._start(key, lane)
-        timer = loop.call_later(timeout_s, entry.expire) if timeout_s < math.inf else None
+        lane.expect(entry)
         try:
             outcome: Outcome = await entry.future
         except asyncio.CancelledError:
@@ -155,8 +191,7 @@ class AsyncSearchBatcher:
                 entry.group.leave()
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            lane.open.discard(entry)
         if outcome is None:
             again: Hits = await self._call(search.call(), left_s(entry.deadline, time.monotonic()))
             return again
@@ -212,6 +247,7 @@ class AsyncSearchBatcher:
         if lane.waiting:
             self._wait(key, lane)
         elif not lane.under_way:
+            lane.forget()
             del self._lanes[key]
 
     async def _go(self, call: Call[Any], lane: _Lane, members: Sequence[_Waiting]) -> None:
