@@ -52,7 +52,6 @@ from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.vector_search import VectorSearch
 
-
 _TICK_S: Final = 0.001
 """How far timers of an event loop may come early: uvloop counts milliseconds."""
 
