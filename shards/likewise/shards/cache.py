@@ -143,6 +143,8 @@ class SealedCache:
                 raise _Unusable(f"its header has {length} bytes, at most {_MAX_HEADER_BYTES} are possible")
             file.seek(end - _LENGTH.size - length)
             header: dict[str, Any] = json.loads(file.read(length))
+            if header.get("format") != FORMAT:
+                raise _Unusable(f"it has format {header.get('format')}, this release reads {FORMAT}")
             rows, trained, width = (int(header.pop(name)) for name in ("rows", "trained", "width"))
             slack = float(header.pop("slack"))
             recipe = Recipe(**header.get("recipe", {}))

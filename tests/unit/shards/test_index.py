@@ -213,6 +213,18 @@ def test_a_file_of_another_gallery_in_its_place_is_not_used(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_of_another_release_is_built_anew_and_says_why(
+    cache: SealedCache, spec: GallerySpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("likewise.shards.cache.FORMAT", 4)
+
+    with caplog.at_level(logging.WARNING):
+        assert cache.load(spec.spaces[0]) is None
+
+    assert "will be built anew: it has format 3, this release reads 4" in caplog.text
+    assert not cache.path(spec.spaces[0]).exists()
+
+
 @pytest.mark.parametrize(
     "changed",
     [
