@@ -11,9 +11,11 @@ from tests.unit.shards.conftest import Started
 from tests.unit.shards.fakes import F32, MemoryStore, gallery, hits_of, unit
 from tests.unit.shards.shard_rows import TEN, below
 
-from likewise.shards import index_build, raw_vectors, reduction
+from likewise.shards import index_build, raw_vectors, reduction, seal
 from likewise.shards.cache import SealedCache
 from likewise.shards.index import SealedIndex
+from likewise.shards.masks import Allowed
+from likewise.shards.recall_check import Asked, check
 from likewise.shards.recipe import recipe
 from likewise.shards.reduction import Reduction, fit
 from likewise.shards.spec import IndexSpec
@@ -191,6 +193,34 @@ async def test_a_shard_that_starts_again_has_the_same_answers_and_its_rows_in_me
     assert (await second.stats()).index == was
     assert (after.ids, after.scores.tolist()) == (before.ids, before.scores.tolist())
     assert (await second.stats()).memory_bytes > 4 * DIM * 2_000
+
+
+def test_the_recall_that_is_checked_is_that_of_the_rows_that_are_scored() -> None:
+    rows = surface(3_000, latent=12)
+    sealed = built(rows)
+    assert sealed.reduction is not None
+    store = stored(rows)
+    partition = seal.load(store.spec, lambda _: store.source().load(store.version), {}, version=store.version)
+    snapshot = replace(
+        partition.snapshot,
+        spaces={"default": replace(partition.snapshot.spaces["default"], index=sealed)},
+    )
+    everything = Allowed(snapshot.alive, count=3_000, sealed=3_000, filtered=False)
+    asked = Asked(surface(1, latent=12, seed=7)[0], "default", k=10)
+
+    checked = check(snapshot, everything, asked, stop=lambda: False)
+    blind = replace(sealed, reduction=replace(sealed.reduction, slack=-10.0))  # scores none beside the best
+    unscored = check(
+        replace(snapshot, spaces={"default": replace(snapshot.spaces["default"], index=blind)}),
+        everything,
+        asked,
+        stop=lambda: False,
+    )
+
+    assert checked is not None
+    assert unscored is not None
+    assert checked.recalls[-4:].tolist() == [1.0] * 4
+    assert unscored.recalls[0] < checked.recalls[0]
 
 
 async def test_a_factory_string_means_rows_as_they_are(started: Started) -> None:
