@@ -216,8 +216,10 @@ def retuned(index: SealedIndex, spec: IndexSpec) -> SealedIndex:
 
 def use_large_pages(index: SealedIndex | None, stop: Callable[[], bool] = lambda: False) -> None:
     """Have what HNSW reads at random, rows and links, in large pages, see `memory`; searches go on meanwhile."""
-    core = None if index is None else core_of(index.faiss_index)
-    if index is None or not isinstance(core, faiss.IndexHNSW):
+    if index is None:
+        return
+    core = core_of(index.faiss_index)
+    if not isinstance(core, faiss.IndexHNSW):
         return
     storage = faiss.downcast_index(core.storage)
     held = [core.hnsw.neighbors, storage.codes] if hasattr(storage, "codes") else [core.hnsw.neighbors]

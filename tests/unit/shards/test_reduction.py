@@ -11,7 +11,7 @@ from tests.unit.shards.conftest import Started
 from tests.unit.shards.fakes import F32, MemoryStore, gallery, hits_of, unit
 from tests.unit.shards.shard_rows import TEN, below
 
-from likewise.shards import index_build, raw_vectors, reduction, seal
+from likewise.shards import index_build, reduction, seal
 from likewise.shards.cache import SealedCache
 from likewise.shards.index import SealedIndex
 from likewise.shards.masks import Allowed
@@ -228,4 +228,3 @@ async def test_a_factory_string_means_rows_as_they_are(started: Started) -> None
     shard = await started(stored(rows, AS_THEY_ARE))
 
     assert (await shard.stats()).index == "HNSW16,Flat"
-    assert not raw_vectors.is_mapped(rows)

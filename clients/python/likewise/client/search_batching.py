@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from likewise.client.batching_outcomes import (
     Outcome,
@@ -52,9 +52,6 @@ from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.vector_search import VectorSearch
 
-_TICK_S: Final = 0.001
-"""How far timers of an event loop may come early: uvloop counts milliseconds."""
-
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
@@ -85,9 +82,6 @@ class _Lane:
         due: What starts those that wait.
         gathering: Whether the first of them starts those that come in the same turn of the event loop.
         returning: Who is waited for.
-        open: Searches whose callers wait.
-        expiry: Ends the wait of those whose time is over; one timer for all, since each of its own costs a search more
-            than its vector.
     """
 
     under_way: int = 0
@@ -97,35 +91,6 @@ class _Lane:
     due: asyncio.Handle | None = None
     gathering: bool = False
     returning: Returning = NOBODY
-    open: set[_Waiting] = field(default_factory=set)
-    expiry: asyncio.TimerHandle | None = None
-    expires: float = math.inf
-
-    def expect(self, entry: _Waiting) -> None:
-        """Note a search whose caller waits."""
-        self.open.add(entry)
-        if entry.deadline < self.expires:
-            self._expire_at(entry.deadline)
-
-    def forget(self) -> None:
-        """Stop the clock."""
-        if self.expiry is not None:
-            self.expiry.cancel()
-        self.expiry, self.expires = None, math.inf
-
-    def _expire_at(self, deadline: float) -> None:
-        self.forget()
-        if deadline < math.inf:
-            left_s = max(deadline - time.monotonic(), 0.0)
-            self.expiry = asyncio.get_running_loop().call_later(left_s, self._expire)
-            self.expires = deadline
-
-    def _expire(self) -> None:
-        now = time.monotonic() + _TICK_S
-        for entry in [one for one in self.open if one.deadline <= now]:
-            entry.expire()
-            self.open.discard(entry)
-        self._expire_at(min((entry.deadline for entry in self.open), default=math.inf))
 
 
 class _Group:
@@ -182,7 +147,7 @@ class AsyncSearchBatcher:
         lane.waiting.insert(0 if gathers else len(lane.waiting), entry)
         if gathers:
             self._start(key, lane)
-        lane.expect(entry)
+        timer = loop.call_later(timeout_s, entry.expire) if timeout_s < math.inf else None
         try:
             outcome: Outcome = await entry.future
         except asyncio.CancelledError:
@@ -190,7 +155,8 @@ class AsyncSearchBatcher:
                 entry.group.leave()
             raise
         finally:
-            lane.open.discard(entry)
+            if timer is not None:
+                timer.cancel()
         if outcome is None:
             again: Hits = await self._call(search.call(), left_s(entry.deadline, time.monotonic()))
             return again
@@ -246,7 +212,6 @@ class AsyncSearchBatcher:
         if lane.waiting:
             self._wait(key, lane)
         elif not lane.under_way:
-            lane.forget()
             del self._lanes[key]
 
     async def _go(self, call: Call[Any], lane: _Lane, members: Sequence[_Waiting]) -> None:
