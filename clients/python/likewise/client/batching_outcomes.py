@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from likewise.client.batching_policy import octave_of
 from likewise.client.channel import ChannelConfig
 from likewise.client.errors import AnswerTooLarge, InvalidArgument, LikewiseError, ResourceExhausted
 from likewise.client.hits import Hits
@@ -22,6 +23,12 @@ def seconds_of(config: ChannelConfig, timeout: float | None) -> float:
     """The time of a search, infinity without a limit and for one that no timer can hold."""
     seconds = config.deadline_s(timeout)
     return math.inf if seconds is None or seconds > LONGEST_S else seconds
+
+
+def time_of(config: ChannelConfig, timeout: float | None) -> tuple[float, int]:
+    """The time of a search, and its octave."""
+    seconds = seconds_of(config, timeout)
+    return seconds, octave_of(seconds)
 
 
 def left_s(deadline: float, now: float) -> float:

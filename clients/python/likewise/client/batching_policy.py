@@ -1,10 +1,11 @@
 """When searches that may travel together do, and with whom. Pure functions of times and counts."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from likewise.client.vector_search import VectorSearch
+from likewise.client.vector_search import Kind, VectorSearch
 
 MIN_TIMEOUT_S: Final = 0.05
 """Searches with less time than that do not wait for others."""
@@ -38,10 +39,11 @@ refused when it comes: its time would be over before its answer, and holding it 
 MAX_WAITING: Final = 1 << 16
 """Searches of a kind that wait at most, whatever time they have."""
 
-Key = tuple[tuple[bytes, int, int], int]
-"""What a search asks for, and the octave of the time that it has, as `math.frexp` numbers them."""
+Key = tuple[Kind, int]
+"""What a search asks for, and the octave of the time that it has."""
 
 _NO_LIMIT: Final = 1 << 16
+_DEADLINE: Final = operator.attrgetter("deadline")
 
 
 class Entry(Protocol):
@@ -91,7 +93,12 @@ NOBODY: Final = Returning()
 
 def key_of(search: VectorSearch, timeout_s: float) -> Key:
     """What searches that may go together have in common."""
-    return search.kind, math.frexp(timeout_s)[1] if timeout_s < math.inf else _NO_LIMIT
+    return search.form.kind, octave_of(timeout_s)
+
+
+def octave_of(timeout_s: float) -> int:
+    """Of the time that a search has, as `math.frexp` numbers them."""
+    return math.frexp(timeout_s)[1] if timeout_s < math.inf else _NO_LIMIT
 
 
 def patience_s(took_s: float, under_way: int, timeout_s: float) -> float:
@@ -112,19 +119,19 @@ def shortest_s(key: Key) -> float:
 
 def time_of_each(search: VectorSearch, took_s: float, under_way: int) -> float:
     """What each search that waits costs those behind it, if a call, one of `under_way` side by side, takes so long."""
-    return took_s / (search.most * under_way)
+    return took_s / (search.form.most * under_way)
 
 
 def is_full(waiting: int, each_s: float, search: VectorSearch, timeout_s: float) -> bool:
     """Whether so many wait already that another one is refused; never while all of them go in the next call."""
     if waiting * each_s > WORTH_WAITING * timeout_s:
-        return waiting >= search.most
+        return waiting >= search.form.most
     return waiting >= MAX_WAITING
 
 
 def latest(members: Sequence[E]) -> E:
     """The one with the most time left."""
-    return max(members, key=lambda member: member.deadline)
+    return max(members, key=_DEADLINE)
 
 
 def next_together(waiting: Sequence[E], took_s: float, now: float) -> tuple[list[E], list[E]]:
@@ -134,7 +141,7 @@ def next_together(waiting: Sequence[E], took_s: float, now: float) -> tuple[list
     Where more wait than go, whose time is nearly over goes last: a call that took a little longer would be late for all
     of these, and nobody be served. No more is looked at than that takes, as thousands may wait.
     """
-    most = waiting[0].search.most if waiting else 0
+    most = waiting[0].search.form.most if waiting else 0
     safe: list[E] = []
     risky: list[E] = []
     for i, entry in enumerate(waiting, start=1):

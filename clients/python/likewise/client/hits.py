@@ -101,22 +101,29 @@ class _Answer:
 class Hits(Sequence[Hit]):
     """An answer: a sequence of `Hit`, best first, and the same as columns."""
 
+    # Of `ids` and `scores`, which every caller looks at: `cached_property` of Python 3.11 takes a lock of its own.
+    _ids: list[str] | None = None
+    _scores: F32 | None = None
+
     def __init__(self, message: search_pb.SearchResponse) -> None:
-        self._see(_Answer(message), slice(None))
+        self._answer = _Answer(message)
+        self._rows = slice(None)
 
-    def _see(self, answer: _Answer, rows: slice) -> None:
-        self._answer = answer
-        self._rows = rows
-
-    @functools.cached_property
+    @property
     def ids(self) -> list[str]:
         """Ids, by (score descending, id ascending)."""
-        return self._answer.ids[self._rows]
+        ids = self._ids
+        if ids is None:
+            ids = self._ids = self._answer.ids[self._rows]
+        return ids
 
-    @functools.cached_property
+    @property
     def scores(self) -> F32:
         """(n,) float32."""
-        return self._answer.scores[self._rows]
+        scores = self._scores
+        if scores is None:
+            scores = self._scores = self._answer.scores[self._rows]
+        return scores
 
     @functools.cached_property
     def relevances(self) -> F64 | None:
@@ -225,7 +232,7 @@ def hits_of_rows(message: search_pb.SearchResponse, bounds: Sequence[int]) -> li
     answer, found, start = _Answer(message), [], bounds[0]
     for end in bounds[1:]:
         hits = Hits.__new__(Hits)
-        hits._see(answer, slice(start, end))
+        hits._answer, hits._rows = answer, slice(start, end)
         found.append(hits)
         start = end
     return found

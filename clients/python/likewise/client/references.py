@@ -15,6 +15,8 @@ from likewise.wire import PackedVector, WireError, encode_vectors, pack_vector
 
 Mode = Literal["focus", "change"]
 
+_AS_SENT: Final = np.dtype("<f4")
+
 _MODES: Final[Mapping[str | None, "search_pb.ConditionMode.ValueType"]] = {
     None: search_pb.CONDITION_MODE_UNSPECIFIED,
     "focus": search_pb.CONDITION_MODE_FOCUS,
@@ -170,6 +172,8 @@ def vector_message(given: npt.ArrayLike | None, field: str) -> pb.Vector | pb.Mu
 
 def packed_vector(given: npt.ArrayLike | None, field: str) -> PackedVector | pb.MultiVector:
     """As `vector_message`, a vector without its message."""
+    if type(given) is np.ndarray and given.ndim == 1 and given.dtype == _AS_SENT and len(given):
+        return PackedVector(given.tobytes(), len(given), pb.DTYPE_FLOAT32)  # as most come: nothing to look into
     array = float_array(given, field)
     try:
         if array.ndim == 2 and array.shape[0] != 1:

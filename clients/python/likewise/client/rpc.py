@@ -1,6 +1,6 @@
 """A call, told apart from how it is carried: what both clients send and how they read the answer."""
 
-import uuid
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -49,8 +49,8 @@ class Call(Generic[T]):
 
 
 def new_request_id() -> str:
-    """A fresh id."""
-    return str(uuid.uuid4())
+    """A fresh id, 128 random bits."""
+    return os.urandom(16).hex()
 
 
 def make_call(rpc: Rpc, request: Message, decode: Callable[[Any], T], *, request_id: str | None = None) -> Call[T]:

@@ -15,11 +15,12 @@ answer or error: one that fails in company is asked again alone, and is told wha
 """
 
 import asyncio
+import functools
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from likewise.client.batching_outcomes import (
     Outcome,
@@ -28,8 +29,7 @@ from likewise.client.batching_outcomes import (
     failed,
     left_s,
     queue_full,
-    returned,
-    seconds_of,
+    time_of,
 )
 from likewise.client.batching_policy import (
     FOLLOWING_S,
@@ -38,7 +38,6 @@ from likewise.client.batching_policy import (
     Key,
     Returning,
     is_full,
-    key_of,
     latest,
     next_together,
     patience_s,
@@ -51,6 +50,8 @@ from likewise.client.errors import too_late
 from likewise.client.hits import Hits
 from likewise.client.rpc import Call
 from likewise.client.vector_search import VectorSearch
+
+_TIMES_KEPT: Final = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -121,32 +122,35 @@ class AsyncSearchBatcher:
         self, call: Callable[[Call[Any], float | None], Coroutine[Any, Any, Any]], config: ChannelConfig
     ) -> None:
         self._call = call
-        self._config = config
+        # Callers give the same few timeouts again and again.
+        self._time_of = functools.lru_cache(maxsize=_TIMES_KEPT)(functools.partial(time_of, config))
         self._lanes: dict[Key, _Lane] = {}
 
     async def search(self, search: VectorSearch, timeout: float | None) -> Hits:
         """The answer to one search, alone or in company; raises what a call of its own raises."""
-        timeout_s = seconds_of(self._config, timeout)
+        timeout_s, octave = self._time_of(timeout)
         if timeout_s < MIN_TIMEOUT_S:
             alone: Hits = await self._call(search.call(), timeout)
             return alone
         loop = asyncio.get_running_loop()
-        key = key_of(search, timeout_s)
+        key = search.form.kind, octave
         lane = self._lanes.get(key)
-        gathers = lane is None
+        first = lane is None
         if lane is None:
             lane = self._lanes[key] = _Lane(gathering=True)
             await self._gather(key, lane)
             if not lane.waiting:
                 return await self._alone(key, lane, search, timeout_s)
-        elif is_full(len(lane.waiting), lane.each_s, search, timeout_s):
+        elif len(lane.waiting) >= search.form.most and is_full(len(lane.waiting), lane.each_s, search, timeout_s):
             raise queue_full(len(lane.waiting), timeout_s, lane.took_s)
         elif lane.due is None and not lane.gathering:
             self._wait(key, lane)
         entry = _Waiting(search, time.monotonic() + timeout_s, loop.create_future())
-        lane.waiting.insert(0 if gathers else len(lane.waiting), entry)
-        if gathers:
+        if first:
+            lane.waiting.insert(0, entry)
             self._start(key, lane)
+        else:
+            lane.waiting.append(entry)
         timer = loop.call_later(timeout_s, entry.expire) if timeout_s < math.inf else None
         try:
             outcome: Outcome = await entry.future
@@ -160,7 +164,9 @@ class AsyncSearchBatcher:
         if outcome is None:
             again: Hits = await self._call(search.call(), left_s(entry.deadline, time.monotonic()))
             return again
-        return returned(outcome)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     @property
     def kinds(self) -> int:
@@ -185,7 +191,7 @@ class AsyncSearchBatcher:
             hits: Hits = await self._call(search.call(), timeout_s)
             return hits
         finally:
-            lane.returning = lane.returning.after(1, len(lane.waiting), search.most)
+            lane.returning = lane.returning.after(1, len(lane.waiting), search.form.most)
             self._ended(key, lane, search, time.monotonic() - started)
 
     def _wait(self, key: Key, lane: _Lane) -> None:
@@ -225,7 +231,7 @@ class AsyncSearchBatcher:
         else:
             outcomes = answered(answer)
         # Before anybody is told: who asks again at once would be counted twice.
-        lane.returning = lane.returning.after(len(members), len(lane.waiting), members[0].search.most)
+        lane.returning = lane.returning.after(len(members), len(lane.waiting), members[0].search.form.most)
         for member, outcome in zip(members, outcomes, strict=True):
             if not member.future.done():
                 member.future.set_result(outcome)
@@ -245,6 +251,9 @@ class AsyncSearchBatcher:
             return
         if lane.due is not None:
             lane.due.cancel()
+        if not lane.waiting and not lane.returning.expected:
+            del self._lanes[key]
+            return
         now = time.perf_counter()
         # Not at once: those who have just been answered may ask again in this turn of the event loop, or soon.
         self._look_out(key, lane, len(lane.waiting), now, now + returning_s(took_s, shortest_s(key)))

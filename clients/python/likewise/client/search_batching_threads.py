@@ -228,7 +228,7 @@ class SearchBatcher:
         with self._lock:
             bench.each_s = time_of_each(members[0].search, bench.took_s, bench.under_way)
             bench.under_way -= 1
-            bench.returning = bench.returning.after(len(members), len(bench.waiting), members[0].search.most)
+            bench.returning = bench.returning.after(len(members), len(bench.waiting), members[0].search.form.most)
             if not bench.under_way:  # else those that wait go when all are back, or when they have waited for too long
                 self._all_back(key, bench)
         for member, outcome in zip(members, outcomes, strict=True):

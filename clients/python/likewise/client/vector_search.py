@@ -19,7 +19,7 @@ from likewise.client.rpc import Call, make_call
 from likewise.client.versions import GalleryMemory
 from likewise.v1 import common_pb2 as common_pb
 from likewise.v1 import search_service_pb2 as search_pb
-from likewise.wire import PackedVector, encode_vectors, unpack
+from likewise.wire import encode_vectors, unpack
 
 _OF_VECTOR_SEARCH: Final = frozenset(Query.__annotations__) - {
     *("image", "text", "id", "condition", "mode", "conditions", "explanation", "request_id")
@@ -31,17 +31,25 @@ _MAX_HITS_WITH_MORE: Final = 4_096  # an answer with vectors of 4,096 dimensions
 _MATRIX_BYTES: Final = 4 << 20  # of rows a message: enough to amortise a call, little enough to flow
 
 
+Kind = tuple[bytes, int, int]
+"""What searches that may travel together have in common: all but the vector, its dimension and what its numbers are."""
+
+
 class VectorForm(NamedTuple):
-    """All of a search by vector but the vector.
+    """All of a search by vector but the numbers.
 
     Attributes:
-        request: The message.
-        kind: Equal for equal messages.
-        most: How many vectors a SearchVectors takes of it.
+        request: The message without its vector.
+        dim: How many numbers there are.
+        dtype: What each is.
+        kind: Equal for searches that differ in nothing but the numbers.
+        most: How many such vectors go in one call.
     """
 
     request: search_pb.SearchRequest
-    kind: bytes
+    dim: int
+    dtype: common_pb.DType.ValueType
+    kind: Kind
     most: int
 
 
@@ -49,25 +57,19 @@ class VectorSearch(NamedTuple):
     """A search by one vector alone, without an id of its own: it takes that of the call it travels in.
 
     Attributes:
-        form: All of it but the vector.
-        vector: As it travels.
-        kind: Equal for searches that differ in nothing but the numbers of the vector.
+        form: All of it but the numbers.
+        data: The numbers, as they travel.
     """
 
     form: VectorForm
-    vector: PackedVector
-    kind: tuple[bytes, int, int]
-
-    @property
-    def most(self) -> int:
-        """How many like it go in one call."""
-        return min(self.form.most, max(1, _MATRIX_BYTES // max(1, len(self.vector.data))))
+    data: bytes
 
     def call(self) -> Call[Hits]:
         """It as SearchService.Search."""
         request = search_pb.SearchRequest()
         request.CopyFrom(self.form.request)
-        request.reference.vector.CopyFrom(self.vector.message())
+        vector = request.reference.vector
+        vector.dtype, vector.dim, vector.data = self.form.dtype, self.form.dim, self.data
         return make_call(rpc.SEARCH, request, Hits)
 
 
@@ -82,8 +84,7 @@ def vector_search(memory: GalleryMemory, query: Query) -> VectorSearch | None:
     vector = packed_vector(query["vector"], "vector")
     if isinstance(vector, common_pb.MultiVector):
         return None
-    form = _known_form(memory, query)
-    return VectorSearch(form, vector, (form.kind, vector.dim, vector.dtype))
+    return VectorSearch(_known_form(memory, query, vector.dim, vector.dtype), vector.data)
 
 
 def together(searches: Sequence[VectorSearch]) -> Call[list[Hits | LikewiseError]]:
@@ -91,8 +92,8 @@ def together(searches: Sequence[VectorSearch]) -> Call[list[Hits | LikewiseError
     first = searches[0]
     request = _request(first.form)
     vectors = request.vectors
-    vectors.dtype, vectors.dim = first.vector.dtype, first.vector.dim
-    vectors.data = b"".join([search.vector.data for search in searches])
+    vectors.dtype, vectors.dim = first.form.dtype, first.form.dim
+    vectors.data = b"".join([search.data for search in searches])
     return _call(request)
 
 
@@ -115,11 +116,11 @@ def _matrix_calls(
     rows = float_array(matrix, "queries")
     if not rows.shape[1]:
         raise InvalidArgument(f"queries must have columns, got an array of the shape {rows.shape}", field="queries")
-    form = _known_form(memory, shared)
-    step = min(form.most, max(1, _MATRIX_BYTES // (4 * rows.shape[1])))
-    for start in range(0, len(rows), step):
+    half = rows.dtype == np.float16
+    form = _known_form(memory, shared, rows.shape[1], common_pb.DTYPE_FLOAT16 if half else common_pb.DTYPE_FLOAT32)
+    for start in range(0, len(rows), form.most):
         request = _request(form)
-        request.vectors.CopyFrom(encode_vectors(rows[start : start + step]))
+        request.vectors.CopyFrom(encode_vectors(rows[start : start + form.most]))
         yield _call(request, start)
 
 
@@ -150,25 +151,27 @@ def _error_of_row(error: search_pb.RowError, start: int) -> LikewiseError:
     return found
 
 
-def _known_form(memory: GalleryMemory, query: Query) -> VectorForm:
-    """The form of a query, made once for callers that ask for the same again and again."""
+def _known_form(memory: GalleryMemory, query: Query, dim: int, dtype: common_pb.DType.ValueType) -> VectorForm:
+    """The form of a query by such a vector, made once for callers that ask for the same again and again."""
     # With their types: 1, 1.0 and True are equal.
     given = tuple([(name, type(value), value) for name, value in query.items() if name != "vector"])
+    key = memory.newest, dim, dtype, given
     try:
-        form = memory.forms.get((memory.newest, given))
+        form = memory.forms.get(key)
     except TypeError:  # a list, which nobody can look up by
-        return _vector_form(memory, query)
+        return _vector_form(memory, query, dim, dtype)
     if form is None:
-        form = _vector_form(memory, query)
+        form = _vector_form(memory, query, dim, dtype)
         if len(memory.forms) >= _FORMS_KEPT:
             memory.forms.clear()
-        memory.forms[memory.newest, given] = form
+        memory.forms[key] = form
     return form
 
 
-def _vector_form(memory: GalleryMemory, query: Query) -> VectorForm:
+def _vector_form(memory: GalleryMemory, query: Query, dim: int, dtype: common_pb.DType.ValueType) -> VectorForm:
     request = search_form(memory, query)
     wanted = max(1, request.k if request.HasField("k") else DEFAULT_K)
     limit = _MAX_HITS_WITH_MORE if request.mask.vectors or request.mask.attributes else _MAX_HITS
-    most = max(1, min(MAX_ROWS, limit // wanted))
-    return VectorForm(request, request.SerializeToString(deterministic=True), most)
+    row_bytes = dim * (2 if dtype == common_pb.DTYPE_FLOAT16 else 4)
+    most = max(1, min(MAX_ROWS, limit // wanted, _MATRIX_BYTES // row_bytes))
+    return VectorForm(request, dim, dtype, (request.SerializeToString(deterministic=True), dim, dtype), most)

@@ -28,6 +28,7 @@ class GalleryMemory:
     Attributes:
         name: The gallery.
         info: Its description, once fetched; None before.
+        newest: Token of the newest write made here; None before the first.
         forms: Forms of recent searches, see `likewise.client.requests`.
     """
 
@@ -35,22 +36,17 @@ class GalleryMemory:
         self.name = name
         self.info = info
         self.forms: dict[object, Any] = {}
-        self._newest: VersionToken | None = None
+        self.newest: VersionToken | None = None
         self._lock = threading.Lock()
-
-    @property
-    def newest(self) -> VersionToken | None:
-        """Token of the newest write made here; None before the first."""
-        return self._newest
 
     def remember(self, token: VersionToken) -> None:
         """Note a write; one of a gallery made anew replaces what was."""
         if not token.gallery_id:
             return
         with self._lock:
-            known = self._newest
+            known = self.newest
             if known is None or known.gallery_id != token.gallery_id or known.version < token.version:
-                self._newest = token
+                self.newest = token
 
     def at_least(self, choice: VersionToken | bool) -> pb.VersionToken | None:
         """The token to send: a given one, the newest own write for True, none for False.
@@ -60,5 +56,5 @@ class GalleryMemory:
         """
         if not isinstance(choice, bool | VersionToken):
             raise InvalidType(f"at_least must be a VersionToken, True or False, got {choice!r}", field="at_least")
-        token = self._newest if choice is True else choice
+        token = self.newest if choice is True else choice
         return pb.VersionToken(gallery_id=token.gallery_id, version=token.version) if token else None
