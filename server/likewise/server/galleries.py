@@ -22,6 +22,7 @@ from likewise.shards.gallery_store import GalleryStore
 from likewise.shards.lock import StoreLock
 from likewise.shards.partition import Partition
 from likewise.shards.recall_guard import guard_executor
+from likewise.shards.search_threads import SearchThreads
 from likewise.shards.shard import Shard, ShardLimits, build_executor
 from likewise.shards.spec import GallerySpec
 from likewise.shards.spec_change import check_change
@@ -79,7 +80,7 @@ class EmbeddedGalleries:
         folder = local_folder(options.uri)
         self._lock = None if folder is None else StoreLock(folder)
         self._cache = options.cache or (None if folder is None else folder / CACHE_FOLDER)
-        self._searching = ThreadPoolExecutor(options.threads, thread_name_prefix="search")
+        self._searching = SearchThreads(options.threads, name="search")
         # Apart from the searches: a partition that loads would hold up whatever is searched meanwhile.
         self._reading = ThreadPoolExecutor(options.threads, thread_name_prefix="read")
         self._building = build_executor()

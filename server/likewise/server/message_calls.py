@@ -15,6 +15,8 @@ from likewise.server.calls import Call, Method
 T = TypeVar("T")
 
 _CODES: Final = {code.value[0]: code.name for code in StatusCode}
+_OK: Final = StatusCode.OK.name  # looked up once: Python takes several calls for the name of a member
+_CANCELLED: Final = StatusCode.CANCELLED.name
 
 
 class MessageCalls:
@@ -42,7 +44,7 @@ class MessageCalls:
             timeout_s: Until the message's deadline; None without one.
         """
         call = Call(self._method, "", timeout_s)
-        code, admitted = StatusCode.CANCELLED.name, False
+        code, admitted = _CANCELLED, False
         try:
             if request_id:
                 call.record.request_id = validate.request_id(request_id)
@@ -51,7 +53,7 @@ class MessageCalls:
             admitted = True
             async with asyncio.timeout(timeout_s):
                 answer = await work()
-            code = StatusCode.OK.name
+            code = _OK
             return answer
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
@@ -60,6 +62,10 @@ class MessageCalls:
             code = _CODES[status.code]
             return status
         finally:
-            call.ended(code)
+            if code == _OK:
+                # When the answer is on its way: nobody has to wait for what is counted of it.
+                asyncio.get_running_loop().call_soon(call.ended, code)
+            else:
+                call.ended(code)
             if admitted:
-                self._admission.leave(time.perf_counter(), answered=code == StatusCode.OK.name)
+                self._admission.leave(time.perf_counter(), answered=code == _OK)

@@ -122,7 +122,9 @@ class Preparer:
         record.gallery = handle.spec.name
         form = self._forms.of(request, handle.spec)
         asked = question(request.reference, request.conditions, request.space, handle.spec)
-        request_id = validate.request_id(request.request_id) if request.request_id else record.request_id
+        request_id = record.request_id  # which has been checked
+        if request.request_id and request.request_id != request_id:
+            request_id = validate.request_id(request.request_id)
         record.k = form.k
         at_least = request.at_least if request.HasField("at_least") else None
         unit = _given(asked) if at_least is None else None
@@ -154,7 +156,7 @@ class Preparer:
         form = self._forms.of(search, handle.spec)
         record.k = form.k
         space = validate.space_of(handle.spec, search.space)
-        if search.request_id:
+        if search.request_id and search.request_id != record.request_id:
             record.request_id = validate.request_id(search.request_id)
         if search.HasField("reference"):
             raise InvalidRequest(
@@ -173,11 +175,11 @@ class Preparer:
                 f"vectors: at most {most} rows of {form.k:,} hits each in a call, got {len(rows):,}", field="vectors"
             )
         units, good = await self._run(rows.size > _OFF_LOOP_NUMBERS, lambda: validate.unit_rows(rows))
-        wrong = () if good.all() else np.flatnonzero(~good).tolist()
+        wrong = (~good).nonzero()[0].tolist()
         errors = [(row, validate.no_direction(rows[row], f"vectors[{row}]")) for row in wrong]
         version = await self._tokens.least(search.at_least, handle) if search.HasField("at_least") else 0
         spaces.fit(self._models, space, handle.spec)
-        if not good.any():
+        if len(wrong) == len(rows):
             return PreparedRows(None, good, errors)
         options = form.options(space.name)
         if version:

@@ -86,16 +86,21 @@ class Searcher:
         """Answer the same search for each row of a matrix, as one."""
         rows = await self._preparer.prepare_rows(request)
         reply = pb.SearchVectorsResponse()
-        counts = np.zeros(len(rows.good), dtype=np.int64)
+        offsets = np.zeros(len(rows.good) + 1, dtype=np.int64)
         if rows.prepared is not None:
-            ((response, offsets),) = await self._groups.answer((rows.prepared,))
-            counts[rows.good] = np.diff(offsets)
+            ((response, found),) = await self._groups.answer((rows.prepared,))
+            if rows.errors:
+                counts = np.zeros(len(rows.good), dtype=np.int64)
+                counts[rows.good] = np.diff(found)
+                np.cumsum(counts, out=offsets[1:])
+            else:
+                offsets = found
             reply.answer.CopyFrom(response)
             _note(response)
-        reply.offsets = wire.pack(np.concatenate(([0], np.cumsum(counts))), "<i4")
+        reply.offsets = wire.pack(offsets, "<i4")
         for row, error in rows.errors:
             reply.errors.add(row=row, error=failures.status_of(error, what="a search"))
-        access_log.current().rows = len(counts)
+        access_log.current().rows = len(rows.good)
         return reply
 
     async def prepare(self, asked: Asked) -> Prepared:

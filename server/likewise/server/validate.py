@@ -235,8 +235,8 @@ def unit_rows(rows: F32) -> tuple[F32, npt.NDArray[np.bool_]]:
     wide = rows.astype(np.float64)
     squared = np.vecdot(wide, wide)
     good = (squared > 0.0) & (squared <= _LARGEST_SQUARED)
-    # Rows that are refused divide by 1, so that numpy has nothing to warn of.
-    wide /= np.sqrt(np.where(good, squared, 1.0))[:, np.newaxis]
+    squared[~good] = 1.0  # so that numpy has nothing to warn of
+    wide /= np.sqrt(squared)[:, np.newaxis]
     return wide.astype(np.float32), good
 
 

@@ -12,11 +12,11 @@ import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from likewise.shards.protocols import Overloaded, Unavailable
+from likewise.shards.search_threads import SearchThreads
 
 MAX_BATCH: Final = 256
 MAX_QUEUED: Final = 4_096
@@ -63,11 +63,11 @@ class _Entry(Generic[_Key, _Request, _Result]):
 
 
 class Batcher(Generic[_Key, _Request, _Result]):
-    """Queue before one executor; use it from one event loop.
+    """Queue before threads; use it from one event loop.
 
     Args:
-        run: Answers a batch, in the executor.
-        executor: Where batches run, one at a time.
+        run: Answers a batch, in a thread.
+        threads: Where batches run, one at a time.
         max_batch: Most queries of one batch; a larger request runs alone.
         max_queued: Most queries waiting; a request over it is refused.
         on_batch: Told about every batch, on the event loop.
@@ -77,7 +77,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
     def __init__(
         self,
         run: "Run[_Key, _Request, _Result]",
-        executor: Executor,
+        threads: SearchThreads,
         *,
         max_batch: int = MAX_BATCH,
         max_queued: int = MAX_QUEUED,
@@ -85,7 +85,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         inline: Callable[[_Key], bool] = lambda _: False,
     ) -> None:
         self._run = run
-        self._executor = executor
+        self._threads = threads
         self._max_batch = max_batch
         self._max_queued = max_queued
         self._on_batch = on_batch
@@ -143,16 +143,14 @@ class Batcher(Generic[_Key, _Request, _Result]):
         """Begin the next batch, if there is one and none is running."""
         self._due = False
         while self._running is None and (entries := self._next_batch()):
-            batch = _Batch(entries, time.perf_counter())
-            if self._on_batch is not None:
-                self._on_batch(ShardBatch(batch.queries, self._queued))
+            batch = _Batch(entries, time.perf_counter(), self._queued)
             if self._is_short(batch):
                 self._finish(self._answered(batch))
                 continue
             self._running = loop.create_future()
             try:
-                self._executor.submit(self._work, batch, loop)
-            except RuntimeError as error:  # the executor was shut down
+                self._threads.start(self._work, batch, loop)
+            except RuntimeError as error:  # they were shut down
                 batch.failure = Unavailable(f"the shard cannot search: {error}")
                 self._done(batch, loop)
 
@@ -163,7 +161,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         return cost is not None and cost <= INLINE_S and self._inline_budget.covers(cost, batch.started)
 
     def _work(self, batch: "_Batch[_Key, _Request, _Result]", loop: asyncio.AbstractEventLoop) -> None:
-        """Run a batch, in the executor."""
+        """Run a batch, in a thread."""
         answered = self._answered(batch)
         with contextlib.suppress(RuntimeError):  # the event loop was closed, nobody waits
             loop.call_soon_threadsafe(self._done, answered, loop)
@@ -179,7 +177,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         return batch
 
     def _done(self, batch: "_Batch[_Key, _Request, _Result]", loop: asyncio.AbstractEventLoop) -> None:
-        """Give out what a batch of the executor came to; the next one begins first, so that it does not idle."""
+        """Give out what a batch of a thread came to; the next one begins first, so that the thread does not idle."""
         ended, self._running = self._running, None
         self._next(loop)
         self._finish(batch)
@@ -187,6 +185,12 @@ class Batcher(Generic[_Key, _Request, _Result]):
             ended.set_result(None)
 
     def _finish(self, batch: "_Batch[_Key, _Request, _Result]") -> None:
+        self._give_out(batch)
+        if self._on_batch is not None:
+            # After the turns of those who have waited: they are not to wait for what is counted.
+            asyncio.get_running_loop().call_soon(self._on_batch, ShardBatch(batch.queries, batch.waiting))
+
+    def _give_out(self, batch: "_Batch[_Key, _Request, _Result]") -> None:
         if batch.failure is not None:
             for entry in batch.entries:
                 if not entry.future.done():
@@ -225,11 +229,12 @@ class Batcher(Generic[_Key, _Request, _Result]):
 class _Batch(Generic[_Key, _Request, _Result]):
     """Entries that run together, and what came of it."""
 
-    def __init__(self, entries: Sequence[_Entry[_Key, _Request, _Result]], started: float) -> None:
+    def __init__(self, entries: Sequence[_Entry[_Key, _Request, _Result]], started: float, waiting: int) -> None:
         self.entries = entries
         self.key = entries[0].key
         self.queries = sum([entry.queries for entry in entries])
         self.started = started
+        self.waiting = waiting
         self.results: Sequence[_Result] = ()
         self.failure: BaseException | None = None
         self.own_s = 0.0

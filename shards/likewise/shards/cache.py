@@ -110,7 +110,7 @@ class SealedCache:
 
                 sealed_index.write(index, put)
                 if index.reduction is not None:
-                    put(np.ascontiguousarray(index.reduction.directions, dtype="<f4").tobytes())
+                    put(np.ascontiguousarray(index.reduction.directions.T, dtype="<f4").tobytes())
                     put(np.ascontiguousarray(index.vectors, dtype="<f4").data.cast("B"))
                 put(np.ascontiguousarray(stamps, dtype="<i8").tobytes())
                 put(header + _LENGTH.pack(len(header)))
@@ -159,7 +159,7 @@ class SealedCache:
         numbers = width or space.dim
         if index.ntotal != rows or index.d != numbers or len(stamps) != rows:
             raise _Unusable(f"it holds {index.ntotal} rows of {index.d} numbers, its header says {rows} of {numbers}")
-        reduction = Reduction(directions, slack) if width else None
+        reduction = Reduction(np.ascontiguousarray(directions.T), slack) if width else None
         adopted = sealed_index.adopt(
             index, recipe, self._spec.index, trained_rows=trained, reduction=reduction, vectors=vectors
         )

@@ -51,7 +51,7 @@ def of_all(found: Found, wanted: Wanted) -> I64:
     """(n, candidates) positions to score where each of the first `most` rows found may be a hit."""
     if len(found.positions) * (wanted.most - wanted.k) <= FEW:
         return found.positions[:, : wanted.most]
-    return found.positions[:, : int(_needed(found.scores, found.margins, wanted).max())]
+    return found.positions[:, : max(_needed(found.scores, found.margins, wanted))]
 
 
 def as_table(found: Found, which: Passed, wanted: Wanted) -> I64 | None:
@@ -62,9 +62,9 @@ def as_table(found: Found, which: Passed, wanted: Wanted) -> I64 | None:
         return None
     first = which.mask & (which.nth <= width)
     needed = _needed(found.scores[first].reshape(-1, width), found.margins, wanted)
-    if width < wanted.most and bool(((needed == width) & (there > width)).any()):
+    if width < wanted.most and any(a == width < b for a, b in zip(needed, there.tolist(), strict=True)):
         return None  # those beyond the first `width` may be needed too
-    return found.positions[first].reshape(-1, width)[:, : int(needed.max())]
+    return found.positions[first].reshape(-1, width)[:, : max(needed)]
 
 
 def one_by_one(found: Found, which: Passed, wanted: Wanted) -> Mask:
@@ -76,10 +76,11 @@ def one_by_one(found: Found, which: Passed, wanted: Wanted) -> Mask:
     return mask
 
 
-def _needed(scores: F32, margins: F32 | None, wanted: Wanted) -> I64:
-    """(n,) how many of each query's candidates, best first, have to be scored to find its k best."""
+def _needed(scores: F32, margins: F32 | None, wanted: Wanted) -> list[int]:
+    """How many of each query's candidates, best first, have to be scored to find its k best."""
     if margins is None:
-        return np.full(len(scores), wanted.most)
+        return [wanted.most] * len(scores)
     low = scores[:, wanted.k - 1 : wanted.k] - margins
-    needed: I64 = np.minimum(np.count_nonzero(scores >= low, axis=1), wanted.most)
-    return needed
+    # `np.count_nonzero` by rows takes a dozen calls of Python before it counts.
+    counts: list[int] = np.add.reduce(scores >= low, axis=1).tolist()
+    return [min(count, wanted.most) for count in counts]

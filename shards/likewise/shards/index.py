@@ -82,7 +82,7 @@ class SealedIndex:
     @property
     def dim(self) -> int:
         """Numbers of a vector before it is reduced."""
-        return int(self.faiss_index.d) if self.reduction is None else len(self.reduction.directions)
+        return int(self.faiss_index.d) if self.reduction is None else int(self.reduction.directions.shape[1])
 
     @property
     def description(self) -> str:

@@ -7,9 +7,9 @@ rows, so the first k allowed among them are the nearest allowed; if it holds few
 exactly.
 """
 
+import functools
 import math
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from likewise.v1 import search_service_pb2 as pb
 
@@ -42,8 +42,7 @@ SLACK: Final = 1.3
 MAX_LIST: Final = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class IndexTraits:
+class IndexTraits(NamedTuple):
     """What the planner has to know of a sealed index.
 
     Attributes:
@@ -67,8 +66,7 @@ class IndexTraits:
     filters: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """What is asked of a shard.
 
     Attributes:
@@ -94,8 +92,7 @@ class Demand:
     over_fetch: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """How to search.
 
     Attributes:
@@ -113,8 +110,9 @@ class Choice:
     nprobe: int = 0
 
 
-def choose(demand: Demand, index: IndexTraits | None, *, exact_rows: int | None = None) -> Choice:
-    """The plan for a demand.
+@functools.lru_cache(maxsize=1_024)
+def choose(demand: Demand, index: IndexTraits | None, exact_rows: int | None = None) -> Choice:
+    """The plan for a demand; those of a while are kept, as most searches are asked like the ones before.
 
     Args:
         demand: Counts and wishes.

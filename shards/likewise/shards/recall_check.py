@@ -5,7 +5,7 @@ finish would make searches wait. FAISS compares with as many threads as the call
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -95,7 +95,7 @@ def check(snapshot: Snapshot, allowed: Allowed, asked: Asked, *, stop: Callable[
         filtered=allowed.filtered,
         exact=False,
     )
-    served = recall(replace(plain, ef=asked.ef, nprobe=asked.nprobe, over_fetch=asked.over_fetch))
+    served = recall(plain._replace(ef=asked.ef, nprobe=asked.nprobe, over_fetch=asked.over_fetch))
     recalls = np.array([recall(on_step(plain, step, traits)) for step in range(effort.STEPS)])
     return Outcome(recalls, served, dimension, allowed.count / max(snapshot.live, 1))
 
@@ -103,10 +103,10 @@ def check(snapshot: Snapshot, allowed: Allowed, asked: Asked, *, stop: Callable[
 def on_step(demand: Demand, step: int, traits: IndexTraits) -> Demand:
     """The demand with what a step sets for such an index."""
     if traits.kind == "hnsw":
-        return replace(demand, ef=effort.ef(step, demand.k, traits))
+        return demand._replace(ef=effort.ef(step, demand.k, traits))
     if traits.kind == "ivf":
-        return replace(demand, nprobe=effort.nprobe(step, traits))
-    return replace(demand, over_fetch=effort.over_fetch(step))
+        return demand._replace(nprobe=effort.nprobe(step, traits))
+    return demand._replace(over_fetch=effort.over_fetch(step))
 
 
 def stored(snapshot: Snapshot, space: str, *, count: int, k: int) -> list[Asked]:

@@ -46,7 +46,7 @@ class Reduction:
     """How vectors are reduced.
 
     Attributes:
-        directions: (dim, width - 1) float32 orthonormal columns.
+        directions: (width - 1, dim) float32 orthonormal rows.
         slack: How far below the k-th best a true hit may be found, for a query all of which the directions leave out.
     """
 
@@ -56,17 +56,18 @@ class Reduction:
     @property
     def width(self) -> int:
         """Numbers of a reduced vector."""
-        return int(self.directions.shape[1]) + 1
+        return len(self.directions) + 1
 
     def of(self, vectors: F32) -> F32:
         """(n, width) unit vectors in place of (n, dim) ones."""
-        alone = len(vectors) == 1  # without BLAS, which the recall guard's thread must not wait in: see `recall_check`
-        inside = np.einsum("nd,dw->nw", vectors, self.directions) if alone else vectors @ self.directions
+        # One by itself without a product of matrices: that takes a lock of BLAS, see `recall_check`.
+        inside = np.vecdot(self.directions, vectors) if len(vectors) == 1 else vectors @ self.directions.T
+        inside = inside.reshape(len(vectors), -1)
         return np.concatenate((inside, _left_out(inside)), axis=1)
 
     def margins(self, reduced: F32) -> F32:
         """(n, 1) how far below the k-th best score a row has to be found to be no hit, for reduced queries."""
-        margins: F32 = np.float32(self.slack) * reduced[:, -1:] + margin(len(self.directions))
+        margins: F32 = np.float32(self.slack) * reduced[:, -1:] + margin(self.directions.shape[1])
         return margins
 
 
@@ -95,7 +96,7 @@ def fit(sample: F32) -> Reduction | None:
         slack = _SAFETY * float(np.max((best - lowest) / np.maximum(left_out, np.float32(1e-3))).clip(min=0.0))
         scored = np.count_nonzero(bounds >= best - np.float32(slack) * left_out - margin(dim), axis=1)
         if np.quantile(scored - ties, 0.95) <= _EXTRA:
-            return Reduction(np.ascontiguousarray(directions[:, : width - 1]), slack)
+            return Reduction(np.ascontiguousarray(directions[:, : width - 1].T), slack)
     return None
 
 
@@ -112,7 +113,7 @@ def sample_positions(rows: int, dim: int) -> I64:
 
 def _left_out(inside: F32) -> F32:
     """(n, 1) length of what directions leave out of unit vectors that have the coordinates `inside` in them."""
-    squares = np.einsum("nd,nd->n", inside, inside)[:, np.newaxis]
+    squares = np.vecdot(inside, inside)[:, np.newaxis]
     lengths: F32 = np.sqrt(np.maximum(np.float32(1.0) - squares, np.float32(0.0)))
     return lengths
 

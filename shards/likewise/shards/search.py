@@ -139,7 +139,7 @@ class _Searcher:
             over_fetch=self._key.over_fetch,
         )
         index = self._space.index
-        choice = planner.choose(demand, index.traits if index else None, exact_rows=self._exact_rows)
+        choice = planner.choose(demand, index.traits if index else None, self._exact_rows)
         plan = pb.ShardPlan(
             shard=self._shard,
             kind=choice.kind,

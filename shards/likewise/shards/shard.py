@@ -33,12 +33,14 @@ from likewise.shards.protocols import (
 from likewise.shards.recall_guard import SHARE, RecallGuard, guard_executor
 from likewise.shards.rows import Snapshot
 from likewise.shards.search import BatchKey, Request, answer, batch_key
+from likewise.shards.search_threads import SearchThreads
 from likewise.shards.spec import GallerySpec, SpaceSpec
 from likewise.v1 import gallery_service_pb2 as pb
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_Executor = TypeVar("_Executor", bound=Executor)
 _P = ParamSpec("_P")
 
 BUSY_S: Final = 1.0
@@ -98,7 +100,7 @@ class Shard:
         number: int,
         source: PartitionSource,
         *,
-        executor: Executor | None = None,
+        executor: SearchThreads | None = None,
         reader: Executor | None = None,
         builder: Executor | None = None,
         checker: Executor | None = None,
@@ -108,9 +110,7 @@ class Shard:
     ) -> None:
         self._number = number
         self._owned: list[Executor] = []
-        self._executor = executor or self._keep_open(
-            ThreadPoolExecutor(2, thread_name_prefix=f"likewise-shard-{number}")
-        )
+        self._executor = executor or self._keep_open(SearchThreads(2, name=f"likewise-shard-{number}"))
         self._follower = Follower(
             spec,
             number,
@@ -310,7 +310,7 @@ class Shard:
     def _name(self, space: str) -> str:
         return self._follower.spec.space(space).name
 
-    def _keep_open(self, executor: ThreadPoolExecutor) -> ThreadPoolExecutor:
+    def _keep_open(self, executor: _Executor) -> _Executor:
         self._owned.append(executor)
         return executor
 

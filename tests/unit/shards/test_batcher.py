@@ -1,13 +1,13 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.unit.panic import Panic
 
 from likewise.shards.batcher import Batcher, _Budget
 from likewise.shards.protocols import Overloaded, Unavailable
+from likewise.shards.search_threads import SearchThreads
 
 
 class Gate:
@@ -43,7 +43,7 @@ async def gate() -> AsyncIterator[Gate]:
 
 @pytest.fixture
 async def batcher(gate: Gate) -> AsyncIterator[Batcher[str, int, int]]:
-    executor = ThreadPoolExecutor(1)
+    executor = SearchThreads(1, name="search")
     batcher: Batcher[str, int, int] = Batcher(gate.run, executor, max_batch=4, max_queued=6)
     yield batcher
     gate.let.release(1_000)
@@ -176,7 +176,7 @@ async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do(
         threads.append(threading.get_ident())
         return [10 * request for request in requests]
 
-    with ThreadPoolExecutor(1) as executor:
+    with SearchThreads(1, name="search") as executor:
         batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda key: key == "a")
         here = threading.get_ident()
         assert await ask(batcher, "a", 1) == 10
@@ -194,7 +194,7 @@ async def test_a_request_that_fails_on_the_event_loop_fails_alone() -> None:
     def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
         return [10 // request for request in requests]
 
-    with ThreadPoolExecutor(1) as executor:
+    with SearchThreads(1, name="search") as executor:
         batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda _: True)
         assert await ask(batcher, "a", 1) == 10
         with pytest.raises(ZeroDivisionError):

@@ -55,7 +55,7 @@ def stored(rows: F32, index: IndexSpec = HNSW) -> MemoryStore:
 def test_a_reduced_score_is_never_below_the_one_it_stands_for(seed: int, dim: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
     width = data.draw(st.integers(1, dim))
-    directions = np.linalg.qr(rng.standard_normal((dim, width)))[0].astype(np.float32)
+    directions = np.linalg.qr(rng.standard_normal((dim, width)))[0].T.astype(np.float32)
     vectors = unit(rng.standard_normal((20, dim)))
 
     made = Reduction(directions, slack=0.1).of(vectors)
@@ -78,7 +78,7 @@ def test_rows_are_reduced_to_about_the_dimensions_of_their_surface(latent: int, 
     made = reduced(surface(4_000, latent=latent))
 
     assert made.width == width
-    np.testing.assert_allclose(made.directions.T @ made.directions, np.eye(width - 1), atol=1e-5)
+    np.testing.assert_allclose(made.directions @ made.directions.T, np.eye(width - 1), atol=1e-5)
 
 
 @pytest.mark.parametrize(

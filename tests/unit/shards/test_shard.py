@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from tests.unit.shards.shard_rows import DIM, HNSW, IDS, QUERIES, TEN, VECTORS, 
 
 from likewise.shards.filter import InvalidFilter, filter_key
 from likewise.shards.protocols import Delta, DeltaSink, SearchOptions, ShardSearch, UnknownAttribute
+from likewise.shards.search_threads import SearchThreads
 from likewise.shards.shard import ShardLimits
 from likewise.v1 import common_pb2 as common
 from likewise.v1 import search_service_pb2 as pb
@@ -104,7 +104,7 @@ async def test_excluding_a_reference_and_its_copies_does_not_starve_k(started: S
 
 
 async def test_searches_from_different_references_share_a_batch(started: Started) -> None:
-    executor = ThreadPoolExecutor(1)
+    executor = SearchThreads(1, name="search")
     held = threading.Event()
     shard = await started(filled(), executor=executor)
     blocker = executor.submit(held.wait)

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tests.unit.shards.conftest import Started
 from tests.unit.shards.fakes import MemorySource, MemoryStore, gallery, hits_of, oracle, unit
 
 from likewise.shards.protocols import SearchOptions, Unavailable
+from likewise.shards.search_threads import SearchThreads
 from likewise.shards.shard import Shard, ShardLimits, build_executor
 from likewise.shards.spec import IndexSpec
 from likewise.v1 import gallery_service_pb2 as galleries
@@ -266,7 +266,7 @@ async def test_a_shard_may_be_closed_while_it_builds(held: Held) -> None:
 
 
 async def test_executors_given_to_a_shard_outlive_it(store: MemoryStore) -> None:
-    executor = ThreadPoolExecutor(1)
+    executor = SearchThreads(1, name="search")
     shard = Shard(store.spec, 0, store.source(), executor=executor)
     await shard.start()
     await shard.close()

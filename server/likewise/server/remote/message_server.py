@@ -75,7 +75,8 @@ class _Stream(Generic[QuestionT, AnswerT]):
         self.count = 0
         self._answer = answer
         self._write = write
-        self._slots = asyncio.Semaphore(in_flight)
+        self._free = in_flight
+        self._room: asyncio.Future[None] | None = None
         self._writing = asyncio.Lock()
         self._in_work: dict[int, asyncio.Task[None]] = {}
 
@@ -87,19 +88,27 @@ class _Stream(Generic[QuestionT, AnswerT]):
                     running.cancel()
                 continue
             self.count += 1
-            await self._slots.acquire()
+            while not self._free:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+            self._free -= 1
             task = self._in_work[number] = tasks.create_task(self._run(question))
             # Not in the task: one that is cancelled before its first step runs nothing of what it has.
             task.add_done_callback(self._ended(number))
 
     async def _run(self, question: QuestionT) -> None:
         answer = await self._answer(question)
-        async with self._writing:
+        await self._writing.acquire()
+        try:
             await self._write(answer)
+        finally:
+            self._writing.release()
 
     def _ended(self, number: int) -> Callable[[asyncio.Task[None]], None]:
         def ended(task: asyncio.Task[None]) -> None:
-            self._slots.release()
+            self._free += 1
+            if self._room is not None and not self._room.done():
+                self._room.set_result(None)
             if self._in_work.get(number) is task:
                 del self._in_work[number]
 
