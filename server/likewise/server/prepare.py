@@ -12,7 +12,6 @@ from concurrent.futures import Executor
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from likewise.server import access_log, content, spaces, validate
 from likewise.server.compose import Composed, as_given, compose_query
@@ -70,12 +69,12 @@ class PreparedRows(NamedTuple):
 
     Attributes:
         prepared: The search for the good ones; None if there are none.
-        good: (rows,) booleans.
+        rows: How many there are of both.
         errors: The other rows with their errors, in order.
     """
 
     prepared: Prepared | None
-    good: npt.NDArray[np.bool_]
+    rows: int
     errors: Sequence[tuple[int, InvalidRequest]]
 
 
@@ -174,20 +173,19 @@ class Preparer:
             raise InvalidRequest(
                 f"vectors: at most {most} rows of {form.k:,} hits each in a call, got {len(rows):,}", field="vectors"
             )
-        units, good = await self._run(rows.size > _OFF_LOOP_NUMBERS, lambda: validate.unit_rows(rows))
-        wrong = (~good).nonzero()[0].tolist()
+        units, wrong = await self._run(rows.size > _OFF_LOOP_NUMBERS, lambda: validate.unit_rows(rows))
         errors = [(row, validate.no_direction(rows[row], f"vectors[{row}]")) for row in wrong]
         version = await self._tokens.least(search.at_least, handle) if search.HasField("at_least") else 0
         spaces.fit(self._models, space, handle.spec)
         if len(wrong) == len(rows):
-            return PreparedRows(None, good, errors)
+            return PreparedRows(None, len(rows), errors)
         options = form.options(space.name)
         if version:
             options = options._replace(min_version=version)
-        composed = as_given(units[good] if errors else units)
+        composed = as_given(np.delete(units, wrong, axis=0) if wrong else units)
         ready = time.perf_counter()
         prepared = Prepared(handle, form, space, composed, options, record.request_id, started, ready)
-        return PreparedRows(prepared, good, errors)
+        return PreparedRows(prepared, len(rows), errors)
 
     async def finish(self, asked: Asked) -> Prepared:
         """Make the query vector of a search that is checked."""

@@ -29,6 +29,7 @@ from likewise.server.respond import respond
 from likewise.server.search_groups import SearchGroups
 from likewise.server.validate_search import question
 from likewise.server.version_tokens import VersionTokens
+from likewise.shards.protocols import I64
 from likewise.v1 import search_service_pb2 as pb
 
 T = TypeVar("T")
@@ -86,21 +87,16 @@ class Searcher:
         """Answer the same search for each row of a matrix, as one."""
         rows = await self._preparer.prepare_rows(request)
         reply = pb.SearchVectorsResponse()
-        offsets = np.zeros(len(rows.good) + 1, dtype=np.int64)
+        offsets = np.zeros(rows.rows + 1, dtype=np.int64)
         if rows.prepared is not None:
             ((response, found),) = await self._groups.answer((rows.prepared,))
-            if rows.errors:
-                counts = np.zeros(len(rows.good), dtype=np.int64)
-                counts[rows.good] = np.diff(found)
-                np.cumsum(counts, out=offsets[1:])
-            else:
-                offsets = found
+            offsets = _offsets_of_all(found, rows.rows, [row for row, _ in rows.errors]) if rows.errors else found
             reply.answer.CopyFrom(response)
             _note(response)
         reply.offsets = wire.pack(offsets, "<i4")
         for row, error in rows.errors:
             reply.errors.add(row=row, error=failures.status_of(error, what="a search"))
-        access_log.current().rows = len(rows.good)
+        access_log.current().rows = rows.rows
         return reply
 
     async def prepare(self, asked: Asked) -> Prepared:
@@ -182,6 +178,14 @@ class Searcher:
 
     async def _run(self, large: bool, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work) if large else work()
+
+
+def _offsets_of_all(found: I64, count: int, wrong: Sequence[int]) -> I64:
+    """(count + 1,) offsets of all rows of a matrix, from those of the rows that were searched for."""
+    counts, searched = np.zeros(count, dtype=np.int64), np.ones(count, dtype=bool)
+    searched[list(wrong)] = False
+    counts[searched] = np.diff(found)
+    return np.concatenate(([0], np.cumsum(counts)))
 
 
 def _note(response: pb.SearchResponse) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from likewise import wire
 from likewise.server.errors import FailedPrecondition, InvalidRequest, Unimplemented
@@ -223,21 +222,24 @@ def units(messages: Sequence[common_pb2.Vector], space: SpaceSpec) -> list[F32 |
     found: list[F32 | None] = [None] * len(datas)
     if plain:
         rows = wire.unpack(b"".join([datas[i] for i in plain]), "<f4").reshape(len(plain), space.dim)
-        made, good = unit_rows(rows)
-        for i, row, kept in zip(plain, made, good.tolist(), strict=True):
-            if kept:
-                found[i] = row
+        made, wrong = unit_rows(rows)
+        for i, row in zip(plain, made, strict=True):
+            found[i] = row
+        for at in wrong:
+            found[plain[at]] = None
     return found
 
 
-def unit_rows(rows: F32) -> tuple[F32, npt.NDArray[np.bool_]]:
-    """What `unit` makes of each row of an (n, dim) matrix, to the bit, and which of the (n,) it would not refuse."""
+def unit_rows(rows: F32) -> tuple[F32, list[int]]:
+    """What `unit` makes of each row of an (n, dim) matrix, to the bit, and which rows it would refuse, ascending."""
     wide = rows.astype(np.float64)
     squared = np.vecdot(wide, wide)
-    good = (squared > 0.0) & (squared <= _LARGEST_SQUARED)
-    squared[~good] = 1.0  # so that numpy has nothing to warn of
+    # In Python: of few rows, as most matrices have, each call of numpy takes longer than this.
+    wrong = [row for row, one in enumerate(squared.tolist()) if not 0.0 < one <= _LARGEST_SQUARED]
+    if wrong:
+        squared[wrong] = 1.0  # so that numpy has nothing to warn of
     wide /= np.sqrt(squared)[:, np.newaxis]
-    return wide.astype(np.float32), good
+    return wide.astype(np.float32), wrong
 
 
 def no_direction(row: F32, field: str) -> InvalidRequest:
