@@ -7,19 +7,20 @@ preparing a change run in one executor, building an index in another, and neithe
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from likewise.shards import gpu, index, index_build, memory
+from likewise.shards import index, index_build, memory
+from likewise.shards.block_keeper import BlockKeeper, KeptBlock
 from likewise.shards.cache import SealedCache
+from likewise.shards.pause import Pause
 from likewise.shards.protocols import I64, Changes, Delta, HistoryGone, PartitionSource, Unavailable
 from likewise.shards.rows import LiveRows, Snapshot
-from likewise.shards.seal import SealedBlock, due, load, renumber, seal
+from likewise.shards.seal import SealedBlock, due, has_rest, load, renumber, seal
 from likewise.shards.spec import GallerySpec
 
 log = logging.getLogger(__name__)
@@ -31,21 +32,6 @@ BEHIND_POLL_S: Final = (0.02, 1.0)
 """First and longest wait between looks at the store while a version asked for has not come, in seconds."""
 
 TIDY_AFTER_S: Final = 5.0  # after a load, so that it takes nothing from a server that starts
-
-
-@dataclass(frozen=True, slots=True)
-class KeptBlock:
-    """What of a sealed block goes to the cache; it holds nothing of the block before.
-
-    Attributes:
-        spec: What it was built for.
-        stamps: (rows,) of each position.
-        indexes: By space; None where its rows are only compared exactly.
-    """
-
-    spec: GallerySpec
-    stamps: I64
-    indexes: Mapping[str, index.SealedIndex | None]
 
 
 class Follower:
@@ -91,8 +77,8 @@ class Follower:
         self._moved = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._build: asyncio.Task[None] | None = None
-        self._keeping: asyncio.Task[None] | None = None
-        self._to_keep: KeptBlock | None = None
+        self._keeper = BlockKeeper(cache, number, executor=builder, spawn=self._spawn)
+        self._pause = Pause()
         self._poll: asyncio.Task[None] | None = None
         self._failed_at: tuple[object, int] | None = None
         self._closed = False
@@ -111,6 +97,7 @@ class Follower:
     async def close(self) -> None:
         """Stop the build, wake those who wait for a version, and wait for what runs."""
         self._closed = True
+        self._pause.cancel()
         if self._poll is not None:
             self._poll.cancel()
         async with self._moved:
@@ -156,8 +143,8 @@ class Follower:
         return self.partition.snapshot.version if self.partition else 0
 
     async def settled(self) -> None:
-        """Wait until no build is running or due, and what was built is kept."""
-        while (task := self._build or self._keeping) is not None:
+        """Wait until no build is running or due, and what was built is kept. A rest may be sealed later."""
+        while (task := self._build or self._keeper.task) is not None:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _follow(self, poll_s: float) -> None:
@@ -273,24 +260,39 @@ class Follower:
     # Sealing
 
     def _consider_build(self) -> None:
-        if self.partition is not None and self._build is None and self._due():
-            self._build = self._spawn(self._seal(self.partition, self.partition.snapshot, self.spec))
+        if self.partition is None or self._build is not None or self._closed:
+            return
+        if self._due():
+            self._begin_build(self.partition)
+        elif has_rest(self.partition.snapshot, self.spec):
+            self._pause.then(self._seal_rest)
+
+    def _seal_rest(self) -> None:
+        """Build for fewer fresh rows than are due, when builds have paused for long enough."""
+        if self.partition is None or self._build is not None or self._closed or self._failed():
+            return
+        if has_rest(self.partition.snapshot, self.spec):
+            self._begin_build(self.partition)
+
+    def _begin_build(self, partition: LiveRows) -> None:
+        self._build = self._spawn(self._seal(partition, partition.snapshot, self.spec))
 
     def _due(self) -> bool:
         """Whether a build should begin."""
-        if self.partition is None or self._closed:
+        return self.partition is not None and not self._failed() and due(self.partition.snapshot, self.spec)
+
+    def _failed(self) -> bool:
+        """Whether a build would fail as the last one did."""
+        if self.partition is None or self._failed_at is None:
             return False
-        now = self.partition.snapshot
-        if self._failed_at is not None:
-            spec, live = self._failed_at
-            if spec == self.spec.index and live <= 1.25 * now.live and now.live <= 1.25 * live:
-                return False  # the same rows would fail the same way
-        return due(now, self.spec)
+        now, (spec, live) = self.partition.snapshot, self._failed_at
+        return spec == self.spec.index and live <= 1.25 * now.live and now.live <= 1.25 * live
 
     async def _seal(self, partition: LiveRows, snapshot: Snapshot, spec: GallerySpec) -> None:
         """Build a sealed block, put it in place and have it kept, unless another is about to take its place."""
         placed: KeptBlock | None = None
         live = snapshot.live
+        self._pause.begin()
         try:
             placed = await self._build_and_place(partition, snapshot, spec)
             del partition, snapshot  # they hold the block before
@@ -306,12 +308,11 @@ class Follower:
             self._failed_at = (spec.index, live)
         finally:
             self._build = None
+            self._pause.end()
         self._consider_build()
         # Writing a block takes as long as building half of one.
         if placed is not None and self._build is None:
-            self._to_keep = placed
-            if self._keeping is None:
-                self._keeping = self._spawn(self._keep_newest())
+            self._keeper.keep(placed)
 
     async def _tidy(self) -> None:
         """What no search waits for when an index has come: where it lies in memory, and what is left of making it."""
@@ -333,15 +334,6 @@ class Follower:
         indexes = {name: space.index for name, space in block.spaces.items()}
         return KeptBlock(spec, block.source.stamps[block.slots], indexes)
 
-    async def _keep_newest(self) -> None:
-        """Write blocks to the cache until there is no newer one, beside searches and builds."""
-        try:
-            while (newest := self._to_keep) is not None:
-                self._to_keep = None
-                await asyncio.get_running_loop().run_in_executor(self._builder, self._keep, newest)
-        finally:
-            self._keeping = None
-
     async def _place(self, partition: LiveRows, block: SealedBlock, spec: GallerySpec) -> bool:
         """Swap a block in; False if the rows were numbered anew while it was built."""
         # Not _exclusively: this runs in a task of the shard's own, which nobody cancels.
@@ -351,20 +343,6 @@ class Follower:
             self.partition = await self._run(renumber, partition, block, spec)
             self._on_rows(self.partition.snapshot)
             return True
-
-    def _keep(self, block: KeptBlock) -> None:
-        if self._cache_folder is None:
-            return
-        cache = SealedCache(self._cache_folder, block.spec, self._number)
-        for space in block.spec.spaces:
-            built = block.indexes[space.name]
-            try:
-                if built is None or built.recipe.factory in gpu.KINDS:  # a GPU builds faster than a disk reads
-                    cache.discard(space)
-                else:
-                    cache.store(space, built, block.stamps)
-            except (OSError, RuntimeError) as error:
-                log.warning("the sealed index of shard %d of %s was not kept: %s", self._number, block.spec.name, error)
 
     def _own(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of this partition."""

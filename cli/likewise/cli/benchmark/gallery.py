@@ -8,10 +8,12 @@ from likewise.cli.benchmark.dataset import Dataset, item_id
 from likewise.client import Client, Gallery
 from likewise.client.galleries import IndexSpec
 from likewise.client.gallery_stats import GalleryStats
+from likewise.shards.seal import FRESH_ROWS
 
 ATTRIBUTES: Final = {"share": "double", "cluster_share": "double"}
 _POLL_S: Final = 0.1
 _READY_S: Final = 1_800.0
+_REST_S: Final = 60.0
 
 
 class NotReady(RuntimeError):
@@ -57,10 +59,22 @@ def wait_sealed(gallery: Gallery, rows: int, *, index: str) -> GalleryStats:
         time.sleep(_POLL_S)
 
 
+def wait_at_rest(gallery: Gallery, rows: int, *, index: str) -> GalleryStats:
+    """As `wait_sealed`, then for as long as shards may take to seal the rest too: searches compare it row by row."""
+    stats = wait_sealed(gallery, rows, index=index)
+    until = time.monotonic() + _REST_S
+    while index != "flat" and time.monotonic() < until:
+        if all(shard.fresh <= FRESH_ROWS for shard in stats.shards) and is_sealed(stats, rows, flat=False):
+            break
+        time.sleep(_POLL_S)
+        stats = gallery.stats()
+    return stats
+
+
 def is_sealed(stats: GalleryStats, rows: int, *, flat: bool) -> bool:
     """Whether all rows are there and, unless the index is flat, in a sealed index but for the few that stay fresh.
 
-    A shard leaves a small rest fresh rather than building anew for it; a tenth is more than it ever leaves.
+    A shard leaves a small rest fresh for a while rather than building at once for it; a tenth is the most.
     """
     shards = stats.shards
     if sum(shard.live for shard in shards) < rows or any(shard.state != "ready" for shard in shards):

@@ -54,7 +54,7 @@ def run(plan: Plan, report: Report) -> None:
             spec = search.index_spec(what.index, m=what.m, ef_construction=what.ef_construction, ef=what.ef)
             gallery = galleries.create(client, search.GALLERY, what.dim, index=spec, shards=what.shards)
             galleries.fill(gallery, dataset)
-            galleries.wait_sealed(gallery, what.items, index=what.index)
+            galleries.wait_at_rest(gallery, what.items, index=what.index)
             requests = [search.search_request(what, query, None) for query in dataset.queries]
             path = write_requests(requests, folder / "requests")
             answers = folder / "answers"

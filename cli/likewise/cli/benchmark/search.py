@@ -111,7 +111,7 @@ def run(plan: Plan, report: Report) -> None:
             spec = index_spec(plan.index, m=plan.m, ef_construction=plan.ef_construction, ef=plan.ef)
             gallery = galleries.create(client, GALLERY, plan.dim, index=spec, shards=plan.shards)
             galleries.fill(gallery, dataset)
-            galleries.wait_sealed(gallery, plan.items, index=plan.index)
+            galleries.wait_at_rest(gallery, plan.items, index=plan.index)
             memory = galleries.resident_mib(server.pid)
             for case in cases:
                 requests = [search_request(plan, query, case.where) for query in dataset.queries]
