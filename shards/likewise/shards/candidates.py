@@ -5,16 +5,14 @@ how much these may mislead it (`Found.margins`). A row whose score is further th
 hit, and is not scored again. A compressed index knows less: of its candidates as many are scored as planned.
 """
 
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from likewise.shards.index import Found
 from likewise.shards.protocols import F32, I64
 from likewise.shards.rows import Mask
-
-FEW: Final = 64
-"""Rows that are scored sooner than it takes to find out that they cannot be hits: 60 us for a search by itself."""
 
 
 class Wanted(NamedTuple):
@@ -47,24 +45,38 @@ def passed(found: Found, allowed: Mask) -> Passed:
     return Passed(mask, np.cumsum(mask, axis=1, dtype=np.int64))
 
 
-def of_all(found: Found, wanted: Wanted) -> I64:
-    """(n, candidates) positions to score where each of the first `most` rows found may be a hit."""
-    if len(found.positions) * (wanted.most - wanted.k) <= FEW:
-        return found.positions[:, : wanted.most]
-    return found.positions[:, : max(_needed(found.scores, found.margins, wanted))]
+class Table(NamedTuple):
+    """As many candidates for each query, best first; of each as many count as the query itself needs.
+
+    Those beyond are there because another query needs as many. They are not looked at, so that no answer depends on
+    whom it was found with.
+
+    Attributes:
+        positions: (n, candidates).
+        counts: (n,) of each query; None for all.
+    """
+
+    positions: I64
+    counts: Sequence[int] | None
 
 
-def as_table(found: Found, which: Passed, wanted: Wanted) -> I64 | None:
-    """(n, candidates) positions to score, as many for each query; None where they cannot be as many for all."""
+def of_all(found: Found, wanted: Wanted) -> Table:
+    """What to score where each of the first `most` rows found may be a hit."""
+    counts = _needed(found.scores, found.margins, wanted)
+    return Table(found.positions[:, : max(counts)], counts)
+
+
+def as_table(found: Found, which: Passed, wanted: Wanted) -> Table | None:
+    """What to score of those that may be hits; None where it cannot be a table."""
     there = which.nth[:, -1]
     width = min(int(there.min()), wanted.most)
     if width < wanted.k or (found.margins is None and width < wanted.most):
         return None
     first = which.mask & (which.nth <= width)
-    needed = _needed(found.scores[first].reshape(-1, width), found.margins, wanted)
-    if width < wanted.most and any(a == width < b for a, b in zip(needed, there.tolist(), strict=True)):
+    counts = _needed(found.scores[first].reshape(-1, width), found.margins, wanted)
+    if width < wanted.most and any(a == width < b for a, b in zip(counts, there.tolist(), strict=True)):
         return None  # those beyond the first `width` may be needed too
-    return found.positions[first].reshape(-1, width)[:, : max(needed)]
+    return Table(found.positions[first].reshape(-1, width)[:, : max(counts)], counts)
 
 
 def one_by_one(found: Found, which: Passed, wanted: Wanted) -> Mask:
@@ -81,6 +93,9 @@ def _needed(scores: F32, margins: F32 | None, wanted: Wanted) -> list[int]:
     if margins is None:
         return [wanted.most] * len(scores)
     low = scores[:, wanted.k - 1 : wanted.k] - margins
+    if len(scores) == 1:  # in Python, as a search by itself has few: it counts no further than it has to
+        least = low.item()
+        return [next((i for i, score in enumerate(scores[0, : wanted.most].tolist()) if score < least), wanted.most)]
     # `np.count_nonzero` by rows takes a dozen calls of Python before it counts.
     counts: list[int] = np.add.reduce(scores >= low, axis=1).tolist()
     return [min(count, wanted.most) for count in counts]

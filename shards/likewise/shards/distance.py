@@ -158,8 +158,19 @@ def rank(queries: F32, owners: I64, slots: I64, k: int, *, ids: Sequence[str], g
     return select(owners, slots, scores, k, n=len(queries), ids=ids)
 
 
-def rank_table(queries: F32, slots: I64, k: int, *, ids: Sequence[str], gather: Gather) -> Ranked:
-    """As `rank`, where every query has as many candidates: (n, candidates) slots."""
+def rank_table(
+    queries: F32,
+    slots: I64,
+    k: int,
+    *,
+    ids: Sequence[str],
+    gather: Gather,
+    counts: Sequence[int] | None = None,
+) -> Ranked:
+    """As `rank`, where every query has as many candidates: (n, candidates) slots.
+
+    Of those of a query the first count only, as many as `counts` says, at least k; None for all.
+    """
     n, candidates = slots.shape
     k = min(k, candidates)
     flat = np.ascontiguousarray(slots).reshape(-1)
@@ -172,10 +183,12 @@ def rank_table(queries: F32, slots: I64, k: int, *, ids: Sequence[str], gather: 
             return Ranked(slots=flat[line[:k]], scores=best[:k], offsets=np.array((0, k)))
         return select(np.zeros(candidates, dtype=np.int64), flat, scores, k, n=1, ids=ids)
     table = _table_scores(queries, slots, gather)
+    if counts is not None and min(counts) < candidates:
+        table[np.arange(candidates) >= np.array(counts)[:, np.newaxis]] = -np.inf
     order, lines = np.argsort(-table, axis=1), np.arange(n)[:, np.newaxis]
     best = table[lines, order]
     # Most answers have no ties, and then sorting each line is all there is to do.
-    if (best[:, 1:] == best[:, :-1]).any():
+    if (best[:, 1 : k + 1] == best[:, :k][:, : candidates - 1]).any():
         return select(np.repeat(np.arange(n), candidates), flat, table.reshape(-1), k, n=n, ids=ids)
     return Ranked(
         slots=slots[lines, order[:, :k]].reshape(-1),

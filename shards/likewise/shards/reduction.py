@@ -60,9 +60,9 @@ class Reduction:
 
     def of(self, vectors: F32) -> F32:
         """(n, width) unit vectors in place of (n, dim) ones."""
-        # One by itself without a product of matrices: that takes a lock of BLAS, see `recall_check`.
-        inside = np.vecdot(self.directions, vectors) if len(vectors) == 1 else vectors @ self.directions.T
-        inside = inside.reshape(len(vectors), -1)
+        # Not by a product of matrices, whose last bits depend on how many vectors there are, and with them the walk and
+        # now and then an answer; nor has this to take a lock of BLAS, see `recall_check`.
+        inside = np.vecdot(self.directions, vectors[:, np.newaxis])
         return np.concatenate((inside, _left_out(inside)), axis=1)
 
     def margins(self, reduced: F32) -> F32:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from likewise.shards import attributes, candidates, planner
-from likewise.shards.candidates import Wanted
+from likewise.shards.candidates import Table, Wanted
 from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, rank, rank_table, scan
 from likewise.shards.masks import Allowed, FilterCache
 from likewise.shards.planner import Choice, Demand
@@ -216,9 +216,10 @@ class _Searcher:
         exact = self._scan(np.ascontiguousarray(queries[short]), k, self._parts(allowed))
         return _interleaved(ranked, exact, short)
 
-    def _rank_table(self, queries: F32, slots: I64, k: int, plan: pb.ShardPlan) -> Ranked:
-        plan.compared = max(plan.compared, slots.shape[1])
-        return rank_table(queries, slots, k, ids=self._snapshot.ids, gather=self._space.vectors)
+    def _rank_table(self, queries: F32, table: Table, k: int, plan: pb.ShardPlan) -> Ranked:
+        plan.compared = max(plan.compared, table.positions.shape[1])
+        slots, counts = table
+        return rank_table(queries, slots, k, counts=counts, ids=self._snapshot.ids, gather=self._space.vectors)
 
 
 def _joined_queries(queries: Sequence[F32]) -> F32:
