@@ -180,10 +180,10 @@ class Searcher:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work) if large else work()
 
 
-def _offsets_of_all(found: I64, count: int, wrong: Sequence[int]) -> I64:
+def _offsets_of_all(found: I64, count: int, wrong: list[int]) -> I64:
     """(count + 1,) offsets of all rows of a matrix, from those of the rows that were searched for."""
     counts, searched = np.zeros(count, dtype=np.int64), np.ones(count, dtype=bool)
-    searched[list(wrong)] = False
+    searched[wrong] = False
     counts[searched] = np.diff(found)
     return np.concatenate(([0], np.cumsum(counts)))
 

@@ -53,11 +53,11 @@ class Table(NamedTuple):
 
     Attributes:
         positions: (n, candidates).
-        counts: (n,) of each query; None for all.
+        counts: (n,) of each query, at most as many as there are.
     """
 
     positions: I64
-    counts: Sequence[int] | None
+    counts: Sequence[int]
 
 
 def of_all(found: Found, wanted: Wanted) -> Table:

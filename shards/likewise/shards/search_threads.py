@@ -47,7 +47,7 @@ class SearchThreads(Executor):
         """Have `work(*args)` called in a thread; it must not raise.
 
         Raises:
-            RuntimeError: After `shutdown`.
+            RuntimeError: After `shutdown`, or if a thread cannot be started.
         """
         with self._lock:
             if self._closed:
@@ -55,12 +55,13 @@ class SearchThreads(Executor):
             if self._idle:
                 self._idle.pop().put((work, args))
                 return
-            self._backlog.append((work, args))
             if len(self._threads) < self._count:
                 # A daemon, so that a process that forgets it ends: `_end_all` waits for what it is at.
                 name = f"{self._name}_{len(self._threads)}"
-                self._threads.append(threading.Thread(target=self._run, name=name, daemon=True))
-                self._threads[-1].start()
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                thread.start()  # first: where the system has no more threads, nothing was taken
+                self._threads.append(thread)
+            self._backlog.append((work, args))
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> "Future[_T]":
         """As `Executor.submit`."""

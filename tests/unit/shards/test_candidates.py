@@ -103,7 +103,6 @@ def test_a_table_of_candidates_leaves_out_none_that_may_be_a_hit(
         assert table.positions[row].tolist() == allowed[: table.positions.shape[1]].tolist()
         of_allowed = scores[row][kept[row]][:most]
         may_be_hits = allowed if known is None else allowed[of_allowed >= of_allowed[k - 1] - known[row]]
-        assert table.counts is not None
         assert table.positions[row][: table.counts[row]].tolist() == may_be_hits.tolist()
 
 

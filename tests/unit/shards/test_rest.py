@@ -52,7 +52,8 @@ async def test_a_rest_is_sealed_when_builds_have_paused(started: Started, no_pau
     assert hits.ids[0] == oracle(IDS, VECTORS, VECTORS[-1], 10)[0][0]
 
 
-async def test_until_then_it_is_compared_row_by_row(started: Started) -> None:
+async def test_until_then_it_is_compared_row_by_row(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pause, "LEAST_S", 3_600.0)
     store = filled("HNSW8,Flat")
     shard = await started(store)
 

@@ -19,15 +19,10 @@ LONGEST_S: Final = 365 * 86_400.0
 """More time than this is no limit."""
 
 
-def seconds_of(config: ChannelConfig, timeout: float | None) -> float:
-    """The time of a search, infinity without a limit and for one that no timer can hold."""
-    seconds = config.deadline_s(timeout)
-    return math.inf if seconds is None or seconds > LONGEST_S else seconds
-
-
 def time_of(config: ChannelConfig, timeout: float | None) -> tuple[float, int]:
-    """The time of a search, and its octave."""
-    seconds = seconds_of(config, timeout)
+    """The seconds of a search, infinity without a limit and for what no timer can hold, and their octave."""
+    given = config.deadline_s(timeout)
+    seconds = math.inf if given is None or given > LONGEST_S else given
     return seconds, octave_of(seconds)
 
 

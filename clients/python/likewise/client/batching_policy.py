@@ -40,7 +40,7 @@ MAX_WAITING: Final = 1 << 16
 """Searches of a kind that wait at most, whatever time they have."""
 
 Key = tuple[Kind, int]
-"""What a search asks for, and the octave of the time that it has."""
+"""What searches that may go together have in common: what they ask for, and the octave of the time that they have."""
 
 _NO_LIMIT: Final = 1 << 16
 _DEADLINE: Final = operator.attrgetter("deadline")
@@ -89,11 +89,6 @@ class Returning(NamedTuple):
 
 
 NOBODY: Final = Returning()
-
-
-def key_of(search: VectorSearch, timeout_s: float) -> Key:
-    """What searches that may go together have in common."""
-    return search.form.kind, octave_of(timeout_s)
 
 
 def octave_of(timeout_s: float) -> int:

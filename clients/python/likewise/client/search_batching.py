@@ -29,6 +29,7 @@ from likewise.client.batching_outcomes import (
     failed,
     left_s,
     queue_full,
+    returned,
     time_of,
 )
 from likewise.client.batching_policy import (
@@ -141,7 +142,7 @@ class AsyncSearchBatcher:
             await self._gather(key, lane)
             if not lane.waiting:
                 return await self._alone(key, lane, search, timeout_s)
-        elif len(lane.waiting) >= search.form.most and is_full(len(lane.waiting), lane.each_s, search, timeout_s):
+        elif is_full(len(lane.waiting), lane.each_s, search, timeout_s):
             raise queue_full(len(lane.waiting), timeout_s, lane.took_s)
         elif lane.due is None and not lane.gathering:
             self._wait(key, lane)
@@ -164,9 +165,7 @@ class AsyncSearchBatcher:
         if outcome is None:
             again: Hits = await self._call(search.call(), left_s(entry.deadline, time.monotonic()))
             return again
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return returned(outcome)
 
     @property
     def kinds(self) -> int:

@@ -19,7 +19,7 @@ from likewise.client.batching_outcomes import (
     left_s,
     queue_full,
     returned,
-    seconds_of,
+    time_of,
 )
 from likewise.client.batching_policy import (
     FOLLOWING_S,
@@ -28,7 +28,6 @@ from likewise.client.batching_policy import (
     Key,
     Returning,
     is_full,
-    key_of,
     latest,
     next_together,
     patience_s,
@@ -110,11 +109,11 @@ class SearchBatcher:
 
     def search(self, search: VectorSearch, timeout: float | None) -> Hits:
         """As `AsyncSearchBatcher.search`."""
-        timeout_s = seconds_of(self._config, timeout)
+        timeout_s, octave = time_of(self._config, timeout)
         if timeout_s < MIN_TIMEOUT_S:
             alone: Hits = self._call(search.call(), timeout)
             return alone
-        key, seat = key_of(search, timeout_s), _Seat(search, time.monotonic() + timeout_s)
+        key, seat = (search.form.kind, octave), _Seat(search, time.monotonic() + timeout_s)
         with self._lock:
             bench = self._benches.get(key) or self._new(key)
             if is_full(len(bench.waiting), bench.each_s, search, timeout_s):

@@ -75,7 +75,7 @@ class _Stream(Generic[QuestionT, AnswerT]):
         self.count = 0
         self._answer = answer
         self._write = write
-        self._free = in_flight
+        self._free = in_flight  # counted here: a semaphore takes seven calls of Python a question
         self._room: asyncio.Future[None] | None = None
         self._writing = asyncio.Lock()
         self._in_work: dict[int, asyncio.Task[None]] = {}
@@ -98,11 +98,8 @@ class _Stream(Generic[QuestionT, AnswerT]):
 
     async def _run(self, question: QuestionT) -> None:
         answer = await self._answer(question)
-        await self._writing.acquire()
-        try:
+        async with self._writing:
             await self._write(answer)
-        finally:
-            self._writing.release()
 
     def _ended(self, number: int) -> Callable[[asyncio.Task[None]], None]:
         def ended(task: asyncio.Task[None]) -> None:
