@@ -103,19 +103,23 @@ class FilterCache:
         self._put(key, allowed, mask.nbytes)
         return allowed
 
+    def gathers(self, snapshot: Snapshot, allowed: Allowed, space: str) -> bool:
+        """Whether the allowed rows are kept side by side once they were needed: not if they are too many."""
+        size = _gathered_bytes(snapshot, allowed, space)
+        return allowed.key is not None and 0 < size <= self._max_bytes // GATHERED_SHARE
+
     def gathered(self, snapshot: Snapshot, allowed: Allowed, space: str) -> Gathered | None:
         """The allowed rows copied out, once for all searches of this filter; None where they are too many to keep."""
-        rows = snapshot.spaces[space]
-        size = allowed.count * (4 * rows.sealed.shape[1] + 8)
-        if allowed.key is None or not 0 < size <= self._max_bytes // GATHERED_SHARE:
+        if not self.gathers(snapshot, allowed, space):
             return None
+        rows = snapshot.spaces[space]
         key = (allowed.key, space)
         kept = self._get(key)
         if isinstance(kept, Gathered):
             return kept
         slots = np.flatnonzero(allowed.mask)
         gathered = Gathered(slots, np.ascontiguousarray(rows.vectors(slots)))
-        self._put(key, gathered, size)
+        self._put(key, gathered, _gathered_bytes(snapshot, allowed, space))
         return gathered
 
     def _matches(self, snapshot: Snapshot, filter: bytes, predicate: Predicate) -> Mask:
@@ -147,6 +151,11 @@ class FilterCache:
             while self._bytes > self._max_bytes and self._kept:
                 _, dropped = self._kept.popitem(last=False)
                 self._bytes -= dropped.bytes
+
+
+def _gathered_bytes(snapshot: Snapshot, allowed: Allowed, space: str) -> int:
+    dim: int = snapshot.spaces[space].sealed.shape[1]
+    return allowed.count * (4 * dim + 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,15 @@ ROWS_PER_EF: Final = 40
 """Rows compared exactly in the time that one more candidate of HNSW's list costs, in batches of 8: 0.07 us a row of 512
 whose block is kept between searches, 2.7 us a candidate. One query alone compares 10 rows in that time."""
 
+REDUCED_ROWS_PER_EF: Final = 18
+"""The same where the index holds reduced vectors: 1.1 us a candidate, 2.2 for one query alone, which compares 20 rows
+in that time (50,000 x 512 reduced to 64)."""
+
+SCATTERED_COST: Final = 5
+"""How much more a row costs where those that pass a filter are too many to be kept side by side: they are copied for
+every batch, or all rows compared. 10,000 of 50,000 x 512 took 1.1 us each for one query and 0.15 in batches of 8, where
+7,700 kept side by side took 0.1 and 0.05."""
+
 EF_PER_DEPTH: Final = 3
 """HNSW's list under a filter as a multiple of the depth wanted from it, where nobody chose one. Recall of the whole
 depth, 50,000 x 512 in 1,000 clusters: 0.81 at 1, 0.90 at 2, 0.98 at 4."""
@@ -75,6 +84,7 @@ class Demand(NamedTuple):
         allowed: Live rows that pass the filter.
         sealed_allowed: Those of them in the sealed index.
         filtered: There is a filter.
+        scattered: The allowed rows are too many to be kept side by side.
         exact: As in `SearchOptions`; False asks for the index even where comparing all is cheaper.
         ef: As in `SearchOptions`.
         nprobe: As in `SearchOptions`.
@@ -86,6 +96,7 @@ class Demand(NamedTuple):
     allowed: int
     sealed_allowed: int
     filtered: bool = False
+    scattered: bool = False
     exact: bool | None = None
     ef: int | None = None
     nprobe: int | None = None
@@ -128,10 +139,11 @@ def choose(demand: Demand, index: IndexTraits | None, exact_rows: int | None = N
     if approximate.depth >= index.rows or max(approximate.depth, approximate.ef) > MAX_LIST:
         return exact
     if demand.exact is None:
+        cost = demand.allowed * (SCATTERED_COST if demand.scattered else 1)
         few = EXACT_ROWS.get(index.kind, OTHER_EXACT_ROWS) if exact_rows is None else exact_rows
-        if demand.filtered and demand.allowed <= few:
+        if demand.filtered and cost <= few:
             return exact
-        if demand.allowed <= _cost_in_rows(approximate, index):
+        if cost <= _cost_in_rows(approximate, index):
             return exact
     return approximate
 
@@ -169,9 +181,9 @@ def default_ef(depth: int) -> int:
 
 
 def _cost_in_rows(choice: Choice, index: IndexTraits) -> float:
-    """Rows that could be compared exactly in the time of an approximate search."""
+    """Rows side by side that could be compared exactly in the time of an approximate search."""
     if index.kind == "hnsw":
-        return ROWS_PER_EF * choice.ef
+        return (REDUCED_ROWS_PER_EF if index.reduced else ROWS_PER_EF) * choice.ef
     if index.kind == "ivf":
         return index.rows * choice.nprobe / index.nlist
     return choice.depth

@@ -133,6 +133,7 @@ class _Searcher:
             allowed=allowed.count,
             sealed_allowed=allowed.sealed,
             filtered=allowed.filtered,
+            scattered=allowed.filtered and not self._masks.gathers(self._snapshot, allowed, self._key.space),
             exact=self._key.exact,
             ef=self._key.ef,
             nprobe=self._key.nprobe,

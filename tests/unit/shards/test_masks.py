@@ -67,8 +67,11 @@ def test_more_rows_than_a_share_of_the_cache_are_not_copied_and_all_of_it_stays_
     row_bytes = 4 * DIM + 8
     fitting = most // GATHERED_SHARE // row_bytes
 
-    assert cache.gathered(rows, cache.allowed(rows, at_least(ROWS - fitting)), "s") is not None
-    assert cache.gathered(rows, cache.allowed(rows, at_least(ROWS - fitting - 1)), "s") is None
+    fit, one_more = cache.allowed(rows, at_least(ROWS - fitting)), cache.allowed(rows, at_least(ROWS - fitting - 1))
+    assert cache.gathers(rows, fit, "s")
+    assert not cache.gathers(rows, one_more, "s")
+    assert cache.gathered(rows, fit, "s") is not None
+    assert cache.gathered(rows, one_more, "s") is None
     for price in range(ROWS - fitting, ROWS):
         cache.gathered(rows, cache.allowed(rows, at_least(price)), "s")
         assert cache.size_bytes <= most

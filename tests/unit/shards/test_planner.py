@@ -23,6 +23,7 @@ def demands(draw: st.DrawFn) -> tuple[Demand, IndexTraits | None]:
         allowed=allowed,
         sealed_allowed=sealed_allowed,
         filtered=draw(st.booleans()),
+        scattered=draw(st.booleans()),
         exact=draw(st.none() | st.booleans()),
         ef=draw(st.none() | st.integers(1, 65_536)),
         nprobe=draw(st.none() | st.integers(1, 65_536)),
@@ -75,6 +76,35 @@ def test_few_allowed_rows_are_compared_exactly_and_many_through_the_index() -> N
         assert choose(demand(few), index).kind == pb.PLAN_KIND_EXACT_FILTERED
         assert choose(demand(500_000), index).kind == pb.PLAN_KIND_ANN_FILTERED
         assert choose(demand(1_000_000), index).kind == pb.PLAN_KIND_ANN
+
+
+@given(demands())
+def test_rows_that_are_not_side_by_side_are_never_compared_rather_than_others(
+    case: tuple[Demand, IndexTraits | None],
+) -> None:
+    demand, index = case
+    together, scattered = (choose(demand._replace(scattered=each), index) for each in (False, True))
+
+    assert scattered == together or together.kind in (pb.PLAN_KIND_EXACT, pb.PLAN_KIND_EXACT_FILTERED)
+
+
+def test_a_filter_whose_rows_are_copied_for_each_batch_is_searched_through_the_index_sooner() -> None:
+    index = IndexTraits("hnsw", rows=50_000, reduced=True)
+    fifth = demand(10_000, live=50_000)
+    tenth = demand(5_000, live=50_000)
+
+    assert choose(tenth, index).kind == pb.PLAN_KIND_EXACT_FILTERED
+    assert choose(tenth._replace(scattered=True), index).kind == pb.PLAN_KIND_ANN_FILTERED
+    assert choose(fifth, index._replace(reduced=False)).kind == pb.PLAN_KIND_EXACT_FILTERED
+    assert choose(fifth._replace(scattered=True), index._replace(reduced=False)).kind == pb.PLAN_KIND_ANN_FILTERED
+
+
+def test_a_candidate_of_a_reduced_index_costs_less_than_one_of_whole_vectors() -> None:
+    whole = IndexTraits("hnsw", rows=50_000)
+    fifth = demand(10_000, live=50_000)
+
+    assert choose(fifth, whole).kind == pb.PLAN_KIND_EXACT_FILTERED
+    assert choose(fifth, whole._replace(reduced=True)).kind == pb.PLAN_KIND_ANN_FILTERED
 
 
 def test_the_fewer_rows_pass_the_deeper_the_index_is_asked() -> None:

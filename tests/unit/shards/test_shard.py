@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,16 @@ async def test_fewer_hits_than_k_come_only_when_fewer_are_allowed(started: Start
 
     assert np.diff(hits.offsets).tolist() == [7] * 5
     assert set(hits.ids) == set(IDS[:7])
+
+
+async def test_a_filter_whose_rows_are_too_many_to_keep_side_by_side_goes_through_the_index(started: Started) -> None:
+    few = ShardLimits(exact_rows=1_000)
+    asked = TEN._replace(filter=below(700), ef=10)
+    kept = await started(filled(index=HNSW), limits=few)
+    copied = await started(filled(index=HNSW), limits=replace(few, filter_cache_bytes=1 << 16))
+
+    assert (await kept.search(QUERIES, asked)).plan.kind == pb.PLAN_KIND_EXACT_FILTERED
+    assert (await copied.search(QUERIES, asked)).plan.kind == pb.PLAN_KIND_ANN_FILTERED
 
 
 async def test_an_index_that_comes_short_falls_back_to_comparing_all(started: Started) -> None:
