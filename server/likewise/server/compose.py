@@ -111,11 +111,11 @@ async def compose_query(
     return composed._replace(warnings=(*composed.warnings, warning))
 
 
-def as_given(unit: F32) -> Composed:
-    """The query that is a vector of the caller's own, (dim,) of length 1, or (n, dim) of them: nothing to encode."""
+def as_given(unit: F32, kind: str = VectorReference.kind) -> Composed:
+    """The query that is a vector which is there already, (dim,) of length 1, or (n, dim) of them: nothing to encode."""
     return Composed(
         vector=unit,
-        composition=VectorReference.kind,
+        composition=kind,
         models=(),
         decode_us=0,
         encode_us=0,
@@ -135,8 +135,8 @@ async def _compose(
 ) -> Composed:
     if reference is not None and conditions:
         return await _composed(family, dim, reference, conditions, encode)
-    if isinstance(reference, VectorReference) and reference.unit is not None:
-        return as_given(reference.unit)
+    if isinstance(reference, VectorReference | StoredReference) and reference.unit is not None:
+        return as_given(reference.unit, reference.kind)
     encoding = await encode_query(family, dim, reference, [condition.text for condition in conditions], encode=encode)
     start = time.perf_counter()
     if reference is not None:

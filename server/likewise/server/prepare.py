@@ -270,15 +270,15 @@ class Preparer:
     async def _stored(self, item: str, space: SpaceSpec, handle: GalleryHandle, *, min_version: int) -> Resolved:
         shard = handle.shards[shard_hash(item) % len(handle.shards)]
         rows = await shard.fetch([item], space=space.name, vectors=True, min_version=min_version)
-        if not rows.batch.num_rows or rows.vectors is None or rows.norms is None:
+        if not rows.ids or rows.vectors is None or rows.norms is None:
             raise NotFound(
                 f"gallery {handle.spec.name!r} has no item {validate.shown(item)}",
                 reason="ITEM_NOT_FOUND",
                 field="reference.item_id",
             )
-        digest = rows.batch.column("content")[0].as_py()
-        raw = (rows.vectors[0] * rows.norms[0]).astype(np.float32)
-        return Resolved(StoredReference(item, raw), excluded_ids=(item,), excluded_content=digest)
+        unit = rows.vectors[0]
+        stored = StoredReference(item, unit * rows.norms[0], unit)
+        return Resolved(stored, excluded_ids=(item,), excluded_content=int(rows.content[0]))
 
     async def _run(self, large: bool, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work) if large else work()

@@ -52,13 +52,20 @@ class VectorReference:
 
 @dataclass(frozen=True, slots=True)
 class StoredReference:
-    """A stored item: its id and raw vector, (dim,) float32, which is its unit vector times its norm."""
+    """A stored item.
+
+    Attributes:
+        id: Its id.
+        vector: (dim,) float32, its raw vector: its unit vector times its norm.
+        unit: Its unit vector, where whoever looked it up has it.
+    """
 
     field: ClassVar[str] = "item_id"
     kind: ClassVar[str] = "stored vector"
 
     id: str
     vector: F32
+    unit: F32 | None = None
 
 
 ReferenceInput = ImageReference | TextReference | VectorReference | StoredReference
@@ -97,11 +104,9 @@ def check_query(dim: int, reference: ReferenceInput | None, conditions: Sequence
     if reference is None and not conditions:
         raise InvalidRequest("a query needs a reference, a text condition, or both; it has neither", field="reference")
     match reference:
-        case VectorReference(vector, known):
+        case VectorReference(vector, known) | StoredReference(_, vector, known):
             if known is None or vector.shape != (dim,):
-                _check_vector(vector, dim, "reference.vector")
-        case StoredReference(_, vector):
-            _check_vector(vector, dim, "reference.item_id")
+                _check_vector(vector, dim, f"reference.{reference.field}")
         case _:
             pass
     for i, condition in enumerate(conditions):

@@ -119,7 +119,7 @@ def pack(found: Found, spec: GallerySpec, wanted: Wanted) -> pb.Items:
     take = np.asarray(found.take, dtype=np.int64)
     items = pb.Items(ids=[found.ids[i] for i in found.take])
     if wanted.attributes:
-        table = pa.Table.from_batches([part.batch.select(list(wanted.attributes)) for part in found.parts])
+        table = pa.Table.from_batches([part.attributes for part in found.parts if part.attributes is not None])
         rows = table.take(pa.array(take)).combine_chunks()
         batches = rows.to_batches()
         batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=rows.schema)
@@ -135,7 +135,7 @@ def _found(parts: Sequence[Rows], ids: list[str], take: list[int]) -> Found:
 
 
 def _ids(parts: Sequence[Rows]) -> list[str]:
-    return [item_id for part in parts for item_id in part.batch.column("id").to_pylist()]
+    return [item_id for part in parts for item_id in part.ids]
 
 
 def _raw(part: Rows, spec: GallerySpec) -> F32:

@@ -126,19 +126,44 @@ class ShardHits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Stored rows.
+    """Stored rows; plain columns for what every row has, as a search looks up one row and Arrow takes long to begin.
 
     Attributes:
-        batch: Columns id (string), content (int64) and the attributes asked for.
+        ids: Their ids.
+        content: (rows,) int64 digests of their content.
+        attributes: The attributes asked for; None when none were.
         vectors: (rows, dim) float32 unit vectors; None when not asked for.
         norms: (rows,) float32 raw norms, with the vectors.
         version: Store version they were read from.
     """
 
-    batch: pa.RecordBatch
+    ids: Sequence[str]
+    content: I64
+    attributes: pa.RecordBatch | None
     vectors: F32 | None
     norms: F32 | None
     version: int
+
+    @property
+    def batch(self) -> pa.RecordBatch:
+        """Columns id (string), content (int64) and the attributes."""
+        names = [] if self.attributes is None else self.attributes.schema.names
+        columns = [] if self.attributes is None else self.attributes.columns
+        own = [pa.array(self.ids, pa.string()), pa.array(self.content, pa.int64())]
+        return pa.RecordBatch.from_arrays([*own, *columns], names=["id", "content", *names])
+
+    @classmethod
+    def of_batch(cls, batch: pa.RecordBatch, *, vectors: F32 | None, norms: F32 | None, version: int) -> "Rows":
+        """Rows of such columns."""
+        names = batch.schema.names[2:]
+        return cls(
+            ids=batch.column("id").to_pylist(),
+            content=batch.column("content").to_numpy(),
+            attributes=batch.select(names) if names else None,
+            vectors=vectors,
+            norms=norms,
+            version=version,
+        )
 
 
 class ShardSearch(Protocol):

@@ -4,7 +4,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 
 from likewise.shards import attributes
 from likewise.shards.protocols import I64, Rows
@@ -41,11 +40,11 @@ def page(snapshot: Snapshot, order: I64, mask: Mask, *, after: str, limit: int) 
 
 def rows(snapshot: Snapshot, slots: I64, *, space: str, names: Sequence[str], vectors: bool) -> Rows:
     """The rows at `slots`, in that order."""
-    taken = attributes.take(snapshot.table, slots, [attributes.CONTENT, *names])
-    ids = pa.array([snapshot.ids[slot] for slot in slots.tolist()], pa.string())
     held = snapshot.spaces[space]
     return Rows(
-        batch=pa.RecordBatch.from_arrays([ids, *taken.columns], names=["id", *taken.schema.names]),
+        ids=[snapshot.ids[slot] for slot in slots.tolist()],
+        content=snapshot.content[slots],
+        attributes=attributes.take(snapshot.table, slots, names) if names else None,
         vectors=held.vectors(slots) if vectors else None,
         norms=held.norms[slots] if vectors else None,
         version=snapshot.version,
@@ -69,7 +68,8 @@ def stats(snapshot: Snapshot, spec: GallerySpec, *, shard: int) -> pb.ShardStats
 
 def memory_bytes(snapshot: Snapshot) -> int:
     """Estimate of what the arrays take; ids, what Python adds to them, and vectors mapped from disk are not counted."""
-    total = int(snapshot.table.nbytes) + snapshot.content.nbytes + snapshot.stamps.nbytes + snapshot.alive.nbytes
+    held = snapshot.content, snapshot.by_content.slots, snapshot.stamps, snapshot.alive
+    total = int(snapshot.table.nbytes) + sum(array.nbytes for array in held)
     for space in snapshot.spaces.values():
         total += space.fresh.nbytes + space.norms.nbytes
         if space.index is None or space.index.vectors is None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from likewise.shards import attributes
+from likewise.shards.copies import ContentOrder
 from likewise.shards.index import SealedIndex, retuned
 from likewise.shards.protocols import F32, I64
 from likewise.shards.spec import GallerySpec
@@ -82,6 +83,7 @@ class Snapshot:
         sealed: Slots below which rows are in the sealed block.
         ids: Id of each slot; longer than `size` when newer snapshots share it.
         content: (size,) int64.
+        by_content: Order of the first of them.
         stamps: (size,) int64.
         table: Content and attributes, `size` rows.
         alive: (size,) booleans.
@@ -97,6 +99,7 @@ class Snapshot:
     sealed: int
     ids: Sequence[str]
     content: I64
+    by_content: ContentOrder
     stamps: I64
     table: pa.Table
     alive: Mask

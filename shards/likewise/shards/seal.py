@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from likewise.shards import attributes, gpu, index_build, raw_vectors
 from likewise.shards.cache import CachedIndex
+from likewise.shards.copies import ContentOrder
 from likewise.shards.index import SealedIndex
 from likewise.shards.index_build import BuildStopped
 from likewise.shards.protocols import F32, I64
@@ -155,6 +156,7 @@ def renumber(partition: LiveRows, block: SealedBlock, spec: GallerySpec) -> Live
     order = np.concatenate((block.slots, np.arange(since.size, now.size)))
     ids = [now.ids[slot] for slot in order.tolist()]
     alive = now.alive[order]
+    content = now.content[order]
     snapshot = Snapshot(
         version=now.version,
         generation=now.generation + 1,
@@ -162,7 +164,8 @@ def renumber(partition: LiveRows, block: SealedBlock, spec: GallerySpec) -> Live
         size=len(order),
         sealed=len(block.slots),
         ids=ids,
-        content=now.content[order],
+        content=content,
+        by_content=ContentOrder.of(content),
         stamps=now.stamps[order],
         table=now.table.take(pa.array(order)).combine_chunks(),
         alive=alive,
@@ -268,6 +271,7 @@ class _Arrivals:
         arrival = np.full(size, -1, dtype=np.int64)
         arrival[slots] = np.arange(len(slots))
         table = pa.concat_tables(self._tables) if self._tables else self._schema.empty_table()
+        content = _scatter(self._column("content", np.int64), slots, size)
         snapshot = Snapshot(
             version=version,
             generation=after.generation + 1 if after else 0,
@@ -275,7 +279,8 @@ class _Arrivals:
             size=size,
             sealed=sealed,
             ids=ids,
-            content=_scatter(self._column("content", np.int64), slots, size),
+            content=content,
+            by_content=ContentOrder.of(content),
             stamps=_scatter(self._column("stamp", np.int64), slots, size),
             table=table.take(pa.array(arrival, mask=arrival < 0)).combine_chunks(),
             alive=alive,

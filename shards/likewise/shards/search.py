@@ -255,7 +255,7 @@ def _copies(snapshot: Snapshot, allowed: Allowed, options: SearchOptions) -> I64
     """Slots of the allowed rows whose content is excluded."""
     if options.excluded_content is None:
         return _NO_SLOTS
-    slots = np.flatnonzero(snapshot.content == options.excluded_content)
+    slots = snapshot.by_content.equal(snapshot.content, options.excluded_content)
     return slots[allowed.mask[slots]]
 
 

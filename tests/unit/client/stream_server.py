@@ -16,7 +16,7 @@ from likewise.wire import decode_vectors, pack
 
 
 class StreamServer(search_service_pb2_grpc.SearchServiceServicer):
-    """Answers each search with one hit, whose id is the first number of its vector.
+    """Answers each search with one hit, whose id is its reference, or the first number of its vector.
 
     Attributes:
         streams: Streams opened.
@@ -46,7 +46,7 @@ class StreamServer(search_service_pb2_grpc.SearchServiceServicer):
         self.ended = 0
 
     async def Search(self, request: Any, context: Any) -> pb.SearchResponse:
-        self.calls.append(number := _number(request.reference.vector))
+        self.calls.append(number := _number(request))
         return _hit(number)
 
     async def SearchVectors(self, request: Any, context: Any) -> pb.SearchVectorsResponse:
@@ -80,8 +80,11 @@ class StreamServer(search_service_pb2_grpc.SearchServiceServicer):
                 if message.cancel:
                     self.cancelled.append(numbers[message.correlation_id])
                     continue
-                rows = message.vectors.vectors if message.HasField("vectors") else message.request.reference.vector
-                self.messages += (asked := [int(row[0]) for row in decode_vectors(rows)])
+                if message.HasField("vectors"):
+                    asked = [int(row[0]) for row in decode_vectors(message.vectors.vectors)]
+                else:
+                    asked = [_number(message.request)]
+                self.messages += asked
                 numbers[message.correlation_id] = asked[0]
                 if self.drop.intersection(asked):
                     self.drop.difference_update(asked)
@@ -121,8 +124,10 @@ async def found(gallery: AsyncGallery, number: int, **query: Any) -> int:
     return int(hits.ids[0])
 
 
-def _number(vector: Any) -> int:
-    return int(decode_vectors(vector)[0, 0])
+def _number(request: pb.SearchRequest) -> int:
+    reference = request.reference
+    kind = reference.WhichOneof("kind")
+    return int(decode_vectors(reference.vector)[0, 0] if kind == "vector" else getattr(reference, kind or ""))
 
 
 def _hit(number: int) -> pb.SearchResponse:

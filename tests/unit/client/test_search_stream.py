@@ -41,6 +41,17 @@ async def test_the_first_search_is_a_call_and_those_after_it_are_messages_of_one
     assert (server.calls, server.messages, server.streams) == ([], [2, 3, 4, 5, 6, 7, 8], 1)
 
 
+async def test_stored_items_and_texts_are_messages_too_and_pictures_are_calls() -> None:
+    async with streaming() as (server, gallery):
+        await _opened(server, gallery)
+
+        assert (await gallery.search(id="2")).ids == ["2"]
+        assert (await gallery.search(text="3", condition="in red")).ids == ["3"]
+        assert (await gallery.search(image=b"4")).ids == ["4"]
+
+    assert (server.messages, server.calls) == ([2, 3], [4])
+
+
 async def test_a_server_without_streams_is_asked_for_one_once() -> None:
     async with streaming() as (server, gallery):
         server.code = grpc.StatusCode.UNIMPLEMENTED

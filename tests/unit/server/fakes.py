@@ -127,8 +127,8 @@ class FakeShard:
         table = self._table(ids)
         columns = {"id": pa.array(ids, pa.string()), "content": table["content"].combine_chunks()}
         columns |= {name: table[name].combine_chunks() for name in attributes}
-        return Rows(
-            batch=pa.RecordBatch.from_arrays(
+        return Rows.of_batch(
+            pa.RecordBatch.from_arrays(
                 [c.chunk(0) if isinstance(c, pa.ChunkedArray) and c.num_chunks else _flat(c) for c in columns.values()],
                 names=list(columns),
             ),

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 from tests.unit.shards.fakes import unit
 
+from likewise.shards.copies import ContentOrder
 from likewise.shards.filter import filter_key
 from likewise.shards.masks import GATHERED_SHARE, FilterCache
 from likewise.shards.rows import Snapshot, SpaceRows
@@ -28,6 +29,7 @@ def snapshot(*, mutation: int = 0, dead: int | None = None) -> Snapshot:
         sealed=SEALED,
         ids=[f"{i:03d}" for i in range(ROWS)],
         content=np.arange(ROWS),
+        by_content=ContentOrder.of(np.arange(ROWS)),
         stamps=np.arange(ROWS),
         table=pa.table({"content": np.arange(ROWS), "price": np.arange(ROWS)}),
         alive=alive,

@@ -60,10 +60,10 @@ class AsyncGallery:
         if search := vector_search(self._memory, query):
             return await self._transport.searches.search(search, timeout)
         if "image" in query:
+            # A call of its own: on a stream, other searches would wait for its bytes.
             call = await asyncio.to_thread(requests.search_call, self._memory, query)
-        else:
-            call = requests.search_call(self._memory, query)
-        return await self._transport.call(call, timeout)
+            return await self._transport.call(call, timeout)
+        return await self._transport.search(requests.search_call(self._memory, query), timeout)
 
     async def search_batch(
         self,

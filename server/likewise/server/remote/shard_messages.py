@@ -1,6 +1,6 @@
 """A shard's values to `likewise.internal.v1` messages and back. Pure; both ends use it, so they cannot drift."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -128,21 +128,24 @@ def shard_rows(response: pb.FetchResponse, *, vectors: bool) -> Rows:
     """Rows as they were; arrays are read-only views of the message."""
     batch = arrow_ipc.decode(response.rows)
     if not vectors:
-        return Rows(batch=batch, vectors=None, norms=None, version=response.version)
+        return Rows.of_batch(batch, vectors=None, norms=None, version=response.version)
     matrix = wire.unpack(response.vectors, "<f4").reshape(batch.num_rows, response.dim)
-    return Rows(batch=batch, vectors=matrix, norms=wire.unpack(response.norms, "<f4"), version=response.version)
+    norms = wire.unpack(response.norms, "<f4")
+    return Rows.of_batch(batch, vectors=matrix, norms=norms, version=response.version)
 
 
 def join_rows(first: Rows, second: Rows) -> Rows:
     """The first's rows, then the second's; the version is the older one."""
-    if not first.batch.num_rows or not second.batch.num_rows:
-        some = first if first.batch.num_rows else second
-        return Rows(some.batch, some.vectors, some.norms, min(first.version, second.version))
+    version = min(first.version, second.version)
+    if not first.ids or not second.ids:
+        return replace(first if first.ids else second, version=version)
     return Rows(
-        batch=arrow_ipc.join([first.batch, second.batch], first.batch.schema),
+        ids=[*first.ids, *second.ids],
+        content=np.concatenate((first.content, second.content)),
+        attributes=_joined_batches(first.attributes, second.attributes),
         vectors=_joined_arrays(first.vectors, second.vectors),
         norms=_joined_arrays(first.norms, second.norms),
-        version=min(first.version, second.version),
+        version=version,
     )
 
 
@@ -196,9 +199,3 @@ def _joined_batches(first: pa.RecordBatch | None, second: pa.RecordBatch | None)
     if first is None or second is None:
         return None
     return arrow_ipc.join([first, second], first.schema)
-
-
-def ids_of(rows: Rows) -> Sequence[str]:
-    """Ids of rows, in their order."""
-    ids: list[str] = rows.batch.column("id").to_pylist()
-    return ids

@@ -138,10 +138,10 @@ class ShardStub:
                 vectors=vectors,
                 min_version=min_version,
             )
-            if rows.batch.num_rows < limit // 2:
+            if len(rows.ids) < limit // 2:
                 return rows
             rest = await self.page(
-                after=shard_messages.ids_of(rows)[-1],
+                after=rows.ids[-1],
                 limit=limit - limit // 2,
                 filter=filter,
                 space=space,

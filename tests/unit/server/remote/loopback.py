@@ -156,8 +156,8 @@ class NumpyShard:
                 **{name: pa.array([self.rows[i][2] for i in ids], pa.string()) for name in attributes},
             }
         )
-        return Rows(
-            batch=batch,
+        return Rows.of_batch(
+            batch,
             vectors=self._vectors(ids) if vectors else None,
             norms=np.full(len(ids), 2.0, np.float32) if vectors else None,
             version=self.version,

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
 from tests.unit.server.replicas.virtual_time import clock
 
 from likewise.server.remote import deadlines
@@ -118,8 +117,9 @@ class ScriptedReplica:
             self.running -= 1
 
     def _rows(self, ids: Sequence[str]) -> Rows:
-        batch = pa.RecordBatch.from_pydict({"id": pa.array([*ids, self.name], pa.string())})
-        return Rows(batch=batch, vectors=None, norms=None, version=self.version)
+        named = [*ids, self.name]
+        content = np.zeros(len(named), np.int64)
+        return Rows(ids=named, content=content, attributes=None, vectors=None, norms=None, version=self.version)
 
 
 def replicas(count: int) -> list[ScriptedReplica]:
