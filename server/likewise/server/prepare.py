@@ -25,7 +25,7 @@ from likewise.server.search_forms import Form, Forms
 from likewise.server.search_groups import most_queries
 from likewise.server.validate_search import ItemReference, Question, question
 from likewise.server.version_tokens import VersionTokens
-from likewise.shards.protocols import F32
+from likewise.shards.protocols import F32, Exclusion
 from likewise.shards.spec import GallerySpec, SpaceSpec, shard_hash
 from likewise.v1 import common_pb2
 from likewise.v1 import search_service_pb2 as pb
@@ -60,8 +60,7 @@ class Resolved(NamedTuple):
     """A reference looked up: what the query is composed from, and what the answer leaves out."""
 
     reference: ReferenceInput | None
-    excluded_ids: tuple[str, ...] = ()
-    excluded_content: int | None = None
+    exclusion: Exclusion | None = None
 
 
 class PreparedRows(NamedTuple):
@@ -196,14 +195,20 @@ class Preparer:
         if not form.include_reference and isinstance(resolved.reference, ImageReference):
             data = resolved.reference.data
             digest = await self._run(len(data) >= content.OFF_LOOP_BYTES, lambda: content.of_bytes(data))
-            resolved = resolved._replace(excluded_content=digest)
+            resolved = resolved._replace(exclusion=Exclusion(content=digest))
         options = form.options(what.space.name)
         if version:
             options = options._replace(min_version=version)
-        if not form.include_reference and (resolved.excluded_ids or resolved.excluded_content is not None):
-            options = options._replace(excluded_ids=resolved.excluded_ids, excluded_content=resolved.excluded_content)
         return Prepared(
-            handle, form, what.space, composed, options, asked.request_id, asked.started, time.perf_counter()
+            handle,
+            form,
+            what.space,
+            composed,
+            options,
+            asked.request_id,
+            asked.started,
+            time.perf_counter(),
+            None if form.include_reference else resolved.exclusion,
         )
 
     async def resolve(self, asked: Question, handle: GalleryHandle, *, min_version: int) -> Resolved:
@@ -278,7 +283,7 @@ class Preparer:
             )
         unit = rows.vectors[0]
         stored = StoredReference(item, unit * rows.norms[0], unit)
-        return Resolved(stored, excluded_ids=(item,), excluded_content=int(rows.content[0]))
+        return Resolved(stored, Exclusion((item,), int(rows.content[0])))
 
     async def _run(self, large: bool, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work) if large else work()

@@ -1,5 +1,6 @@
 """A search that is checked and has its query vector, ready for the shards."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from likewise.server.compose import Composed
 from likewise.server.protocols import GalleryHandle
 from likewise.server.search_forms import Form
-from likewise.shards.protocols import F32, SearchOptions
+from likewise.shards.protocols import F32, NOTHING, Exclusion, SearchOptions
 from likewise.shards.spec import SpaceSpec
 
 
@@ -21,10 +22,11 @@ class Prepared(NamedTuple):
         form: What was asked for besides the query vector.
         space: The space searched.
         composed: The query vector, or several.
-        options: What the shards are told.
+        options: What the shards are told, besides the exclusion.
         request_id: To echo.
         started: `time.perf_counter()` when it came.
         ready: The same when its query vector was there.
+        exclusion: What is left out of its answer; None for nothing.
     """
 
     handle: GalleryHandle
@@ -35,6 +37,7 @@ class Prepared(NamedTuple):
     request_id: str
     started: float
     ready: float
+    exclusion: Exclusion | None = None
 
     @property
     def queries(self) -> F32:
@@ -53,3 +56,10 @@ class Prepared(NamedTuple):
         """Searches with equal keys, made while all of them are there, can be answered together."""
         partial = self.form.partial
         return id(self.handle), self.options, partial.allowed, partial.min_coverage
+
+
+def exclusions(searches: Sequence[Prepared]) -> tuple[Exclusion, ...]:
+    """What is left out of the answer to each query of searches that are answered together; () if nothing is."""
+    if not any(search.exclusion for search in searches):
+        return ()
+    return tuple([search.exclusion or NOTHING for search in searches for _ in range(search.size)])

@@ -8,7 +8,7 @@ from likewise.server import plan
 from likewise.server.answer import Answer
 from likewise.server.fan_out import FanOut
 from likewise.server.prepared import Prepared
-from likewise.shards.protocols import SearchOptions, ShardHits
+from likewise.shards.protocols import Exclusion, ShardHits
 from likewise.v1 import common_pb2
 from likewise.v1 import search_service_pb2 as pb
 
@@ -28,12 +28,16 @@ def respond(
     # Merging serialised messages costs a third of copying them field by field.
     shared = _shared(searches[0], found, merge_us)
     now = time.perf_counter()
+    first = 0
     for search, (reply, _) in zip(searches, answers, strict=True):
         composed = search.composed
         if composed.models:
             reply.models.extend(composed.models)
         if composed.warnings:
             reply.warnings.extend(composed.warnings)
+        if search.exclusion is not None:
+            reply.warnings.extend(_excluded(search.exclusion, first, found.answers.values()))
+        first += search.size
         reply.MergeFromString(shared)
         reply.request_id = search.request_id
         reply.plan.composition = composed.composition
@@ -50,9 +54,7 @@ def respond(
 def _shared(first: Prepared, found: FanOut, merge_us: int) -> bytes:
     """What the replies have in common, serialised."""
     answers, looking = found.answers.values(), first.form.looking
-    common = pb.SearchResponse(
-        version=min([shard.version for shard in answers]), warnings=_excluded(first.options, answers)
-    )
+    common = pb.SearchResponse(version=min([shard.version for shard in answers]))
     timing = common.timing
     timing.fan_out_us = found.elapsed_us
     timing.shard_max_us = max([shard.search_us for shard in answers])
@@ -80,11 +82,11 @@ def _told_of(plans: tuple[bytes, ...], filtered: bool, ef: bool, nprobe: bool, o
     ).SerializeToString()
 
 
-def _excluded(options: SearchOptions, answers: Iterable[ShardHits]) -> list[common_pb2.Warning]:
+def _excluded(exclusion: Exclusion, query: int, answers: Iterable[ShardHits]) -> list[common_pb2.Warning]:
     """Says that copies of an image were left out: unlike the id of a stored item, the caller did not name them."""
-    if options.excluded_content is None or options.excluded_ids:
+    if exclusion.content is None or exclusion.ids:
         return []
-    count = sum(hits.excluded for hits in answers)
+    count = sum(hits.excluded[query] for hits in answers if hits.excluded)
     if not count:
         return []
     items = "1 item is an exact copy" if count == 1 else f"{count} items are exact copies"

@@ -22,7 +22,7 @@ from likewise.server.fan_out import FanOut, LiveCounts, fan_out
 from likewise.server.kept_encodings import KeptEncodings
 from likewise.server.metrics import Metrics
 from likewise.server.prepare import Asked, Preparer
-from likewise.server.prepared import Prepared
+from likewise.server.prepared import Prepared, exclusions
 from likewise.server.protocols import Galleries, Models
 from likewise.server.recent_queries import RecentQueries
 from likewise.server.respond import respond
@@ -127,8 +127,11 @@ class Searcher:
         if len(searches) > 1:
             # `np.stack` would take ten times as long over the rows of a batch.
             queries = np.concatenate([search.queries for search in searches])
+        options = first.options
+        if left_out := exclusions(searches):
+            options = options._replace(exclusions=left_out)
         try:
-            found = await fan_out(first.handle, queries, first.options, partial=first.form.partial, live=self._live)
+            found = await fan_out(first.handle, queries, options, partial=first.form.partial, live=self._live)
         except ServiceError as error:
             if "shard" in error.metadata:
                 self._metrics.shard_requests.labels(error.reason).inc(len(queries))

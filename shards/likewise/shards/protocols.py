@@ -6,7 +6,7 @@ coroutines, may be called concurrently, and are safe to cancel; none blocks the 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,21 @@ class FragmentsUnusable(ShardError):
         self.committed = committed
 
 
+class Exclusion(NamedTuple):
+    """What is left out of the answer to one query.
+
+    Attributes:
+        ids: Ids never to be hits.
+        content: Content digest never to be a hit (the exact copies of a reference), None for none.
+    """
+
+    ids: tuple[str, ...] = ()
+    content: int | None = None
+
+
+NOTHING: Final = Exclusion()
+
+
 class SearchOptions(NamedTuple):
     """What all queries of one call share; hashable, so that equal calls can run as one batch.
 
@@ -73,8 +88,7 @@ class SearchOptions(NamedTuple):
         nprobe: IVF lists visited, None for the gallery's default.
         over_fetch: Candidates re-scored as a multiple of k, None for the planner's choice.
         target_recall: Recall@k to expect; the shard chooses how hard to look. Not together with the four before.
-        excluded_ids: Ids never to be hits.
-        excluded_content: Content digest never to be a hit (the exact copies of a reference), None for none.
+        exclusions: What is left out, one for each query; empty where nothing is.
         attributes: Names to bring with the hits.
         vectors: Bring the unit vectors.
         min_version: Oldest store version to answer from; the shard waits and catches up if it is behind.
@@ -88,8 +102,7 @@ class SearchOptions(NamedTuple):
     nprobe: int | None = None
     over_fetch: float | None = None
     target_recall: float | None = None
-    excluded_ids: tuple[str, ...] = ()
-    excluded_content: int | None = None
+    exclusions: tuple[Exclusion, ...] = ()
     attributes: tuple[str, ...] = ()
     vectors: bool = False
     min_version: int = 0
@@ -109,7 +122,8 @@ class ShardHits(NamedTuple):
         version: Store version it answered from.
         queue_us: Wait for the batch to start, microseconds.
         search_us: The batch itself, microseconds.
-        excluded: Live rows (after the filter) left out for `excluded_content`.
+        excluded: (n,) live rows (after the filter) left out for the content of each query's exclusion; empty where
+            nothing is left out.
     """
 
     ids: Sequence[str]
@@ -121,7 +135,7 @@ class ShardHits(NamedTuple):
     version: int
     queue_us: int = 0
     search_us: int = 0
-    excluded: int = 0
+    excluded: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """One batch of searches over one snapshot: plan, candidates, exact scores, exclusions, columns."""
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -12,7 +13,7 @@ from likewise.shards.candidates import Table, Wanted
 from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, rank, rank_table, scan
 from likewise.shards.masks import Allowed, FilterCache
 from likewise.shards.planner import Choice, Demand
-from likewise.shards.protocols import F32, I64, SearchOptions, ShardHits
+from likewise.shards.protocols import F32, I64, NOTHING, Exclusion, SearchOptions, ShardHits
 from likewise.shards.rows import Mask, Snapshot
 from likewise.v1 import search_service_pb2 as pb
 
@@ -45,6 +46,27 @@ class Request(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class _Outcome:
     ranked: Ranked
+    plan: pb.ShardPlan
+
+
+class _Query(NamedTuple):
+    """One query of a request that leaves something out: (1, d), the ids and the slots that its answer is without."""
+
+    vector: F32
+    ids: tuple[str, ...]
+    copies: I64
+
+    @property
+    def extra(self) -> int:
+        """How many more hits are asked for, so that k are left."""
+        return len(self.ids) + len(self.copies)
+
+
+class _Left(NamedTuple):
+    """What is left for one query."""
+
+    slots: I64
+    scores: F32
     plan: pb.ShardPlan
 
 
@@ -83,28 +105,31 @@ def answer(
     """
     allowed = masks.allowed(snapshot, key.filter)
     searcher = _Searcher(snapshot, key, shard, masks, exact_rows, stop)
-    copies = [_copies(snapshot, allowed, request.options) for request in requests]
-    extra = [len(c) + len(r.options.excluded_ids) for c, r in zip(copies, requests, strict=True)]
-    if not any(extra):
+    if not any(request.options.exclusions for request in requests):
         outcome = searcher.search(_joined_queries([request.queries for request in requests]), key.k, allowed)
         return _as_they_are(snapshot, requests, outcome)
-    together = [i for i, count in enumerate(extra) if count <= MAX_EXTRA]
-    found: list[ShardHits | None] = [None] * len(requests)
-    if together:
-        queries = [requests[i].queries for i in together]
-        more = max(extra[i] for i in together)
-        outcome = searcher.search(_joined_queries(queries), key.k + more, allowed)
-        start = 0
-        for i in together:
-            stop_at = start + len(requests[i].queries)
-            found[i] = _compose(snapshot, requests[i].options, outcome, start, stop_at, copies[i])
-            start = stop_at
-    for i, request in enumerate(requests):
-        if found[i] is None:
-            narrowed = _without(snapshot, allowed, copies[i], request.options.excluded_ids)
-            outcome = searcher.search(request.queries, key.k, narrowed)
-            found[i] = _compose(snapshot, request.options, outcome, 0, len(request.queries), copies[i])
-    return [one for one in found if one is not None]
+    queries = [query for request in requests for query in _each(snapshot, allowed, request)]
+    # By how many more are asked for, so that no answer depends on what others leave out.
+    alike: dict[int, list[int]] = defaultdict(list)
+    for i, query in enumerate(queries):
+        alike[query.extra].append(i)
+    found: dict[int, _Left] = {}
+    for extra, members in alike.items():
+        if extra <= MAX_EXTRA:
+            outcome = searcher.search(_joined_queries([queries[i].vector for i in members]), key.k + extra, allowed)
+            found |= {i: _left(snapshot, queries[i], outcome, nth, key.k) for nth, i in enumerate(members)}
+            continue
+        for i in members:
+            outcome = searcher.search(queries[i].vector, key.k, _without(snapshot, allowed, queries[i]))
+            found[i] = _left(snapshot, queries[i], outcome, 0, key.k)
+    answers, first = [], 0
+    for request in requests:
+        last = first + len(request.queries)
+        answers.append(
+            _joined_hits(snapshot, request.options, queries[first:last], [found[i] for i in range(first, last)])
+        )
+        first = last
+    return answers
 
 
 class _Searcher:
@@ -244,26 +269,34 @@ def _as_they_are(snapshot: Snapshot, requests: Sequence[Request], outcome: _Outc
                 vectors=snapshot.spaces[options.space].vectors(slots) if options.vectors else None,
                 plan=outcome.plan,
                 version=snapshot.version,
-                excluded=0,
             )
         )
         first = last
     return found
 
 
-def _copies(snapshot: Snapshot, allowed: Allowed, options: SearchOptions) -> I64:
+def _each(snapshot: Snapshot, allowed: Allowed, request: Request) -> list[_Query]:
+    """The queries of a request, one by one."""
+    exclusions = request.options.exclusions or (NOTHING,) * len(request.queries)
+    return [
+        _Query(request.queries[i : i + 1], exclusion.ids, _copies(snapshot, allowed, exclusion))
+        for i, exclusion in enumerate(exclusions)
+    ]
+
+
+def _copies(snapshot: Snapshot, allowed: Allowed, exclusion: Exclusion) -> I64:
     """Slots of the allowed rows whose content is excluded."""
-    if options.excluded_content is None:
+    if exclusion.content is None:
         return _NO_SLOTS
-    slots = snapshot.by_content.equal(snapshot.content, options.excluded_content)
+    slots = snapshot.by_content.equal(snapshot.content, exclusion.content)
     return slots[allowed.mask[slots]]
 
 
-def _without(snapshot: Snapshot, allowed: Allowed, copies: I64, ids: Sequence[str]) -> Allowed:
+def _without(snapshot: Snapshot, allowed: Allowed, query: _Query) -> Allowed:
     mask = allowed.mask.copy()
-    mask[copies] = False
-    if ids:
-        excluded = frozenset(ids)
+    mask[query.copies] = False
+    if query.ids:
+        excluded = frozenset(query.ids)
         mask[[slot for slot in np.flatnonzero(mask).tolist() if snapshot.ids[slot] in excluded]] = False
     return Allowed(
         mask,
@@ -273,36 +306,29 @@ def _without(snapshot: Snapshot, allowed: Allowed, copies: I64, ids: Sequence[st
     )
 
 
-def _compose(
-    snapshot: Snapshot, options: SearchOptions, outcome: _Outcome, first: int, last: int, copies: I64
+def _left(snapshot: Snapshot, query: _Query, outcome: _Outcome, nth: int, k: int) -> _Left:
+    """The first k hits of the n-th query of an outcome that are not left out."""
+    ranked = outcome.ranked
+    piece = slice(int(ranked.offsets[nth]), int(ranked.offsets[nth + 1]))
+    slots, copies, names = ranked.slots[piece], frozenset(query.copies.tolist()), frozenset(query.ids)
+    kept = [at for at, slot in enumerate(slots.tolist()) if slot not in copies and snapshot.ids[slot] not in names]
+    return _Left(slots[kept[:k]], ranked.scores[piece][kept[:k]], outcome.plan)
+
+
+def _joined_hits(
+    snapshot: Snapshot, options: SearchOptions, queries: Sequence[_Query], found: Sequence[_Left]
 ) -> ShardHits:
-    """The answer for queries `first` to `last` of an outcome."""
-    bounds = outcome.ranked.offsets[first : last + 1]
-    slots, scores = outcome.ranked.slots[bounds[0] : bounds[-1]], outcome.ranked.scores[bounds[0] : bounds[-1]]
-    offsets = bounds - bounds[0]
-    ids = [snapshot.ids[slot] for slot in slots.tolist()]
-    if len(copies) or options.excluded_ids or bool((np.diff(offsets) > options.k).any()):
-        keep = ~np.isin(slots, copies)
-        if options.excluded_ids:
-            excluded = frozenset(options.excluded_ids)
-            keep &= np.fromiter((item_id not in excluded for item_id in ids), dtype=bool, count=len(ids))
-        before = np.concatenate(([0], np.cumsum(keep)))
-        keep &= before[1:] - np.repeat(before[offsets[:-1]], np.diff(offsets)) <= options.k
-        before = np.concatenate(([0], np.cumsum(keep)))
-        offsets = before[offsets]
-        slots, scores = slots[keep], scores[keep]
-        ids = [item_id for item_id, kept in zip(ids, keep.tolist(), strict=True) if kept]
-    plan = pb.ShardPlan()
-    plan.CopyFrom(outcome.plan)
+    """The answer to one request, of what was found for each of its queries."""
+    slots = np.concatenate([one.slots for one in found])
     return ShardHits(
-        ids=ids,
-        scores=scores,
-        offsets=offsets.astype(np.int64, copy=False),
+        ids=[snapshot.ids[slot] for slot in slots.tolist()],
+        scores=np.concatenate([one.scores for one in found]),
+        offsets=np.cumsum([0, *(len(one.slots) for one in found)], dtype=np.int64),
         attributes=attributes.take(snapshot.table, slots, options.attributes) if options.attributes else None,
         vectors=snapshot.spaces[options.space].vectors(slots) if options.vectors else None,
-        plan=plan,
+        plan=found[-1].plan,
         version=snapshot.version,
-        excluded=len(copies),
+        excluded=[len(query.copies) for query in queries],
     )
 
 

@@ -200,12 +200,15 @@ class Shard:
             raise ValueError(f"queries must have the shape (n, {dim}) with n > 0, got {queries.shape}")
         if options.k < 1:
             raise ValueError(f"k must be at least 1, got {options.k}")
+        if len(options.exclusions) not in (0, len(queries)):
+            raise ValueError(f"{len(queries)} queries need as many exclusions or none, got {len(options.exclusions)}")
         await self._follower.reach(options.min_version)
         if not options.space:
             options = options._replace(space=self._follower.spec.spaces[0].name)
         options = self._guard.resolve(options)
         request = Request(np.ascontiguousarray(queries, dtype=np.float32), options)
-        timed = await self._batcher.submit(batch_key(options), request, queries=len(queries))
+        key = batch_key(options._replace(exclusions=()) if options.exclusions else options)
+        timed = await self._batcher.submit(key, request, queries=len(queries))
         self._guard.sample(request.queries[0], options, timed.result.plan)
         return timed.result._replace(queue_us=timed.queue_us, search_us=timed.search_us)
 

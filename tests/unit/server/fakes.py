@@ -16,7 +16,7 @@ from likewise.server.errors import AlreadyExists, InvalidRequest, NotFound
 from likewise.server.protocols import Encoded, Family, GalleryHandle
 from likewise.shards.attributes import align, table_schema
 from likewise.shards.filter import compile_filter, filter_key
-from likewise.shards.protocols import F32, Rows, SearchOptions, ShardHits, StreamPosition, WriteResult
+from likewise.shards.protocols import F32, NOTHING, Rows, SearchOptions, ShardHits, StreamPosition, WriteResult
 from likewise.shards.spec import GallerySpec, shard_hash
 from likewise.v1 import common_pb2, gallery_service_pb2, model_service_pb2
 from likewise.v1 import search_service_pb2 as pb
@@ -79,21 +79,15 @@ class FakeShard:
                 self.cancelled += 1
                 raise
         allowed = self._allowed(options.filter)
-        out = set(options.excluded_ids)
-        copies = [
-            i
-            for i in allowed
-            if options.excluded_content is not None
-            and self.rows[i]["content"] == options.excluded_content
-            and i not in out
-        ]
-        ids = [i for i in allowed if i not in out and i not in copies]
-        vectors = self._vectors(ids)
+        excluded: list[int] = []
         found: list[str] = []
         scores: list[float] = []
         offsets = [0]
-        for query in queries:
-            similarity = vectors @ query
+        for query, (names, digest) in zip(queries, options.exclusions or (NOTHING,) * len(queries), strict=True):
+            others = [i for i in allowed if i not in names]
+            ids = [i for i in others if digest is None or self.rows[i]["content"] != digest]
+            excluded.append(len(others) - len(ids))
+            similarity = self._vectors(ids) @ query
             order = [j for _, _, j in sorted((-score, ids[j], j) for j, score in enumerate(similarity.tolist()))][
                 : options.k
             ]
@@ -120,7 +114,7 @@ class FakeShard:
             version=self.version,
             queue_us=1,
             search_us=2,
-            excluded=len(copies),
+            excluded=excluded if options.exclusions else (),
         )
 
     def _rows(self, ids: Sequence[str], attributes: Sequence[str], vectors: bool) -> Rows:

@@ -11,7 +11,7 @@ from likewise.server.protocols import GalleryHandle
 from likewise.server.respond import respond
 from likewise.server.search_forms import Form
 from likewise.server.validate_search import Cut, Looking, Partial, SearchForm
-from likewise.shards.protocols import SearchOptions, ShardHits
+from likewise.shards.protocols import Exclusion, SearchOptions, ShardHits
 from likewise.shards.spec import GallerySpec, SpaceSpec
 from likewise.v1 import common_pb2
 from likewise.v1 import search_service_pb2 as pb
@@ -41,7 +41,7 @@ def _found(shard: int, *, version: int, search_us: int, queue_us: int) -> ShardH
         version=version,
         queue_us=queue_us,
         search_us=search_us,
-        excluded=1,
+        excluded=[1, 0],
     )
 
 
@@ -62,12 +62,13 @@ def test_a_reply_tells_of_its_own_query_and_of_the_call_that_it_shared() -> None
             form=Form(FORM, SPEC),
             space=SPACE,
             composed=composed,
-            options=SearchOptions("default", 3, excluded_content=1),
+            options=SearchOptions("default", 3),
             request_id=name,
             started=0.0,
             ready=ready_s,
+            exclusion=Exclusion(content=content),
         )
-        for name, composed, ready_s in (("made", made, 1.0), ("given", given, 2.0))
+        for name, composed, ready_s, content in (("made", made, 1.0, 1), ("given", given, 2.0, 2))
     ]
     found = FanOut(
         answers={0: _found(0, version=5, search_us=8, queue_us=3), 1: _found(1, version=4, search_us=9, queue_us=2)},
@@ -84,9 +85,9 @@ def test_a_reply_tells_of_its_own_query_and_of_the_call_that_it_shared() -> None
     assert [list(reply.models) for reply in replies] == [[model], []]
     assert [reply.plan.composition for reply in replies] == ["image", "vector"]
     # What is wrong with the query comes first, then what was left out, then what had no effect.
-    shared = ["REFERENCE_EXCLUDED", "PARAMETER_UNUSED"]
-    assert [warning.code for warning in first.warnings] == ["IMAGE_TRUNCATED", *shared]
-    assert [warning.code for warning in second.warnings] == shared
+    assert [warning.code for warning in first.warnings] == ["IMAGE_TRUNCATED", "REFERENCE_EXCLUDED", "PARAMETER_UNUSED"]
+    assert first.warnings[1].message.startswith("2 items are exact copies")
+    assert [warning.code for warning in second.warnings] == ["PARAMETER_UNUSED"]
     for reply in replies:
         assert reply.version == 4
         assert reply.coverage == found.coverage

@@ -285,6 +285,25 @@ async def test_searches_of_several_callers_reach_a_shard_as_one_call_and_say_how
     assert max(answer.timing.gather_us for answer in answers) >= 1_000  # the one under way did not come back
 
 
+async def test_searches_by_different_items_reach_a_shard_as_one_call_and_each_leaves_its_own_item_out() -> None:
+    galleries = FakeGalleries()
+    items = [f"item-{i:02d}" for i in range(6)]
+    requests = [pb.SearchRequest(gallery="shop", k=3, reference=pb.Reference(item_id=item)) for item in items]
+    async with shop(galleries, shards=1) as stubs:
+        alone = [await stubs.search.Search(request) for request in requests]
+        shard = galleries.shards("shop")[0]
+        shard.batches.clear()
+        shard.gate = asyncio.Event()
+        calls = [asyncio.ensure_future(stubs.search.Search(request)) for request in requests]
+        await until(lambda: sum(shard.batches) == 6)
+        shard.gate.set()
+        together = await asyncio.gather(*calls)
+
+    assert len(shard.batches) < 6
+    assert [list(answer.hits.ids) for answer in together] == [list(answer.hits.ids) for answer in alone]
+    assert all(item not in answer.hits.ids for item, answer in zip(items, together, strict=True))
+
+
 async def test_compose_gives_the_vector_that_search_would_use() -> None:
     async with shop() as stubs:
         composed = await stubs.search.Compose(_compose_request())

@@ -11,7 +11,7 @@ from tests.unit.shards.fakes import MemoryStore, arrow_rows, gallery, hits_of, o
 from tests.unit.shards.shard_rows import DIM, HNSW, IDS, QUERIES, TEN, VECTORS, below, filled
 
 from likewise.shards.filter import InvalidFilter, filter_key
-from likewise.shards.protocols import Delta, DeltaSink, SearchOptions, ShardSearch, UnknownAttribute
+from likewise.shards.protocols import Delta, DeltaSink, Exclusion, SearchOptions, ShardSearch, UnknownAttribute
 from likewise.shards.search_threads import SearchThreads
 from likewise.shards.shard import ShardLimits
 from likewise.v1 import common_pb2 as common
@@ -106,12 +106,36 @@ async def test_excluding_a_reference_and_its_copies_does_not_starve_k(started: S
     store.commit(ids, np.concatenate((VECTORS[:50], copies)), content=[0, *range(1, 50), *[0] * 100])
     shard = await started(store)
 
-    few = await shard.search(VECTORS[:1], TEN._replace(excluded_ids=(IDS[0],)))
-    all_copies = await shard.search(VECTORS[:1], TEN._replace(excluded_ids=(IDS[0], IDS[1]), excluded_content=0))
+    few = await shard.search(VECTORS[:1], TEN._replace(exclusions=(Exclusion((IDS[0],)),)))
+    all_copies = await shard.search(VECTORS[:1], TEN._replace(exclusions=(Exclusion((IDS[0], IDS[1]), 0),)))
 
-    assert (few.excluded, len(few.ids), set(few.ids) & set(IDS)) == (0, 10, set())
-    assert all_copies.excluded == 101
+    assert (few.excluded, len(few.ids), set(few.ids) & set(IDS)) == ([0], 10, set())
+    assert all_copies.excluded == [101]
     assert list(all_copies.ids) == oracle(IDS[2:50], VECTORS[2:50], VECTORS[0], 10)[0]
+
+
+async def test_queries_of_one_call_leave_out_each_what_is_its_own(started: Started) -> None:
+    store = MemoryStore(gallery(dim=DIM, index=HNSW))
+    store.commit(IDS, VECTORS, content=[0] * 100 + [*range(1, 1_401)])
+    shard = await started(store)
+    ten = TEN._replace(exact=False, vectors=True)
+    asked = [Exclusion((IDS[200],), 101), Exclusion(), Exclusion(content=0), Exclusion((IDS[7], "absent")), Exclusion()]
+
+    together = await shard.search(QUERIES, ten._replace(exclusions=tuple(asked)))
+    alone = [
+        await shard.search(QUERIES[i : i + 1], ten._replace(exclusions=(exclusion,)))
+        for i, exclusion in enumerate(asked)
+    ]
+
+    assert list(together.excluded) == [1, 0, 100, 0, 0]
+    assert list(together.ids) == [item_id for one in alone for item_id in one.ids]
+    assert together.offsets.tolist() == [0, 10, 20, 30, 40, 50]
+    assert together.scores.tobytes() == b"".join(one.scores.tobytes() for one in alone)
+    assert together.vectors is not None
+    np.testing.assert_array_equal(together.vectors, VECTORS[[IDS.index(item_id) for item_id in together.ids]])
+    assert not set(together.ids[20:30]) & set(IDS[:100])
+    with pytest.raises(ValueError, match="5 queries need as many exclusions or none, got 1"):
+        await shard.search(QUERIES, TEN._replace(exclusions=(Exclusion(),)))
 
 
 async def test_searches_from_different_references_share_a_batch(started: Started) -> None:
@@ -120,9 +144,8 @@ async def test_searches_from_different_references_share_a_batch(started: Started
     shard = await started(filled(), executor=executor)
     blocker = executor.submit(held.wait)
 
-    searches = [
-        asyncio.create_task(shard.search(VECTORS[i : i + 1], TEN._replace(excluded_ids=(IDS[i],)))) for i in range(5)
-    ]
+    each = [TEN._replace(exclusions=(Exclusion((IDS[i],)),)) for i in range(5)]
+    searches = [asyncio.create_task(shard.search(VECTORS[i : i + 1], options)) for i, options in enumerate(each)]
     await asyncio.sleep(0)
     held.set()
     answers = await asyncio.gather(*searches)

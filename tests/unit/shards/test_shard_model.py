@@ -14,7 +14,7 @@ from tests.unit.shards.fakes import ATTRIBUTES, MemoryStore, gallery, oracle, un
 from likewise.shards import recipe, seal
 from likewise.shards.filter import filter_key
 from likewise.shards.merge import merge
-from likewise.shards.protocols import SearchOptions, ShardHits
+from likewise.shards.protocols import Exclusion, SearchOptions, ShardHits
 from likewise.shards.shard import Shard
 from likewise.shards.spec import IndexSpec
 from likewise.v1 import common_pb2 as pb
@@ -111,11 +111,11 @@ class World:
 
         other = [self.items[i][0] != query and i != "i7" for i in ids]
         options = SearchOptions(
-            space="", k=k, min_version=newest, excluded_content=query, excluded_ids=("i7", "absent"), vectors=True
+            space="", k=k, min_version=newest, exclusions=(Exclusion(("i7", "absent"), query),), vectors=True
         )
         found, parts = await self.search(query, options)
         assert found == oracle(ids, vectors, KINDS[query], k, allowed=other)[0]
-        assert sum(part.excluded for part in parts) == sum(self.items[i][0] == query for i in ids)
+        assert sum(part.excluded[0] for part in parts) == sum(self.items[i][0] == query for i in ids)
         for part in parts:
             np.testing.assert_array_equal(part.vectors, KINDS[[self.items[i][0] for i in part.ids]].reshape(-1, DIM))
 

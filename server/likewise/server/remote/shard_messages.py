@@ -10,7 +10,7 @@ from likewise.internal.v1 import shard_service_pb2 as pb
 from likewise.server.errors import InvalidRequest
 from likewise.server.remote import arrow_ipc
 from likewise.shards import layout
-from likewise.shards.protocols import F32, Delta, Rows, SearchOptions, ShardHits
+from likewise.shards.protocols import F32, Delta, Exclusion, Rows, SearchOptions, ShardHits
 from likewise.shards.spec import GallerySpec
 from likewise.v1 import common_pb2, search_service_pb2
 
@@ -30,8 +30,7 @@ def search_request(address: pb.ShardAddress, queries: F32, options: SearchOption
             nprobe=options.nprobe,
             over_fetch=options.over_fetch,
         ),
-        excluded_ids=options.excluded_ids,
-        excluded_content=options.excluded_content,
+        exclusions=[pb.Exclusion(ids=each.ids, content=each.content) for each in options.exclusions],
         attributes=options.attributes,
         bring_vectors=options.vectors,
         min_version=options.min_version,
@@ -51,12 +50,17 @@ def search_options(request: pb.ShardServiceSearchRequest) -> SearchOptions:
         nprobe=params.nprobe if params.HasField("nprobe") else None,
         over_fetch=params.over_fetch if params.HasField("over_fetch") else None,
         target_recall=params.target_recall if params.HasField("target_recall") else None,
-        excluded_ids=tuple(request.excluded_ids),
-        excluded_content=request.excluded_content if request.HasField("excluded_content") else None,
+        exclusions=tuple([_exclusion(each) for each in request.exclusions]),
         attributes=tuple(request.attributes),
         vectors=request.bring_vectors,
         min_version=request.min_version,
     )
+
+
+def halves(options: SearchOptions, half: int) -> tuple[SearchOptions, SearchOptions]:
+    """What the first `half` queries share, and what the others do."""
+    left_out = options.exclusions
+    return options._replace(exclusions=left_out[:half]), options._replace(exclusions=left_out[half:])
 
 
 def search_response(hits: ShardHits) -> pb.ShardServiceSearchResponse:
@@ -93,7 +97,7 @@ def shard_hits(response: pb.ShardServiceSearchResponse, *, dim: int, options: Se
         version=response.version,
         queue_us=response.queue_us,
         search_us=response.search_us,
-        excluded=response.excluded,
+        excluded=list(response.excluded),
     )
 
 
@@ -109,7 +113,7 @@ def join_hits(first: ShardHits, second: ShardHits) -> ShardHits:
         version=min(first.version, second.version),
         queue_us=first.queue_us + second.queue_us,
         search_us=first.search_us + second.search_us,
-        excluded=max(first.excluded, second.excluded),
+        excluded=[*first.excluded, *second.excluded],
     )
 
 
@@ -193,6 +197,10 @@ def queries_matrix(data: bytes, *, dim: int) -> F32:
 
 def _joined_arrays(first: F32 | None, second: F32 | None) -> F32 | None:
     return None if first is None or second is None else np.concatenate([first, second])
+
+
+def _exclusion(message: pb.Exclusion) -> Exclusion:
+    return Exclusion(tuple(message.ids), message.content if message.HasField("content") else None)
 
 
 def _joined_batches(first: pa.RecordBatch | None, second: pa.RecordBatch | None) -> pa.RecordBatch | None:

@@ -67,8 +67,9 @@ class ShardStub:
             if len(queries) <= 1:
                 raise
             half = len(queries) // 2
-            first = await self.search(queries[:half], options)
-            return shard_messages.join_hits(first, await self.search(queries[half:], options))
+            earlier, later = shard_messages.halves(options, half)
+            first = await self.search(queries[:half], earlier)
+            return shard_messages.join_hits(first, await self.search(queries[half:], later))
         return shard_messages.shard_hits(response, dim=queries.shape[1], options=options)
 
     async def fetch(

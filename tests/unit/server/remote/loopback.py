@@ -15,6 +15,7 @@ from likewise.server.remote.shard_stub import ShardRoute, ShardStub, search_stre
 from likewise.shards import layout
 from likewise.shards.protocols import (
     F32,
+    NOTHING,
     Delta,
     Rows,
     SearchOptions,
@@ -60,15 +61,12 @@ class NumpyShard:
 
     async def search(self, queries: F32, options: SearchOptions) -> ShardHits:
         await self._enter(options.attributes)
-        allowed = [
-            item_id
-            for item_id, (_, content, _) in self.rows.items()
-            if item_id not in options.excluded_ids and content != options.excluded_content
-        ]
         ids: list[str] = []
         scores: list[float] = []
         offsets = [0]
-        for query in queries:
+        left_out = options.exclusions or (NOTHING,) * len(queries)
+        for query, (names, digest) in zip(queries, left_out, strict=True):
+            allowed = [i for i, (_, content, _) in self.rows.items() if i not in names and content != digest]
             scored = sorted((-float(query @ self.rows[i][0]), i) for i in allowed)[: options.k]
             ids += [item_id for _, item_id in scored]
             scores += [-score for score, _ in scored]
@@ -79,11 +77,13 @@ class NumpyShard:
             offsets=np.asarray(offsets, np.int64),
             attributes=self._attributes(ids, options.attributes) if options.attributes else None,
             vectors=self._vectors(ids) if options.vectors else None,
-            plan=search_service_pb2.ShardPlan(shard=1, live=len(self.rows), allowed=len(allowed)),
+            plan=search_service_pb2.ShardPlan(shard=1, live=len(self.rows), allowed=len(self.rows)),
             version=self.version,
             queue_us=3,
             search_us=5,
-            excluded=sum(content == options.excluded_content for _, content, _ in self.rows.values()),
+            excluded=[
+                sum(content == digest for _, content, _ in self.rows.values()) for _, digest in options.exclusions
+            ],
         )
 
     async def fetch(

@@ -13,7 +13,7 @@ from likewise.server.remote.channels import Endpoint
 from likewise.server.remote.shard_servicer import ShardServicer
 from likewise.server.remote.shard_stub import ShardRoute, ShardStub
 from likewise.shards import layout
-from likewise.shards.protocols import F32, I64, Changes, Delta, SearchOptions, UnknownAttribute
+from likewise.shards.protocols import F32, I64, Changes, Delta, Exclusion, SearchOptions, UnknownAttribute
 from likewise.shards.shard import Shard
 from likewise.shards.spec import shard_hash
 from likewise.v1 import common_pb2
@@ -63,16 +63,16 @@ async def stub(shard: Shard, loopback: Loopback) -> ShardStub:
     return ShardStub(route, gallery_id=SPEC.gallery_id, shard=1)
 
 
+LEFT_OUT = Exclusion((IDS[0],), 4), Exclusion(), Exclusion((IDS[1],))
+
+
 @pytest.mark.parametrize(
     "options",
     [
         pytest.param(SearchOptions(space="default", k=5), id="plain"),
         pytest.param(SearchOptions(space="", k=5, exact=True, attributes=("colour",), vectors=True), id="columns"),
         pytest.param(SearchOptions(space="default", k=50, filter=RED, attributes=("colour",)), id="filter"),
-        pytest.param(
-            SearchOptions(space="default", k=9, excluded_ids=(IDS[0],), excluded_content=4, over_fetch=2.5, ef=32),
-            id="excluded",
-        ),
+        pytest.param(SearchOptions("default", 9, exclusions=LEFT_OUT, over_fetch=2.5, ef=32), id="excluded"),
         pytest.param(SearchOptions(space="default", k=5, target_recall=0.9), id="recall"),
     ],
 )
@@ -89,7 +89,7 @@ async def test_searches_are_the_same(shard: Shard, stub: ShardStub, options: Sea
     assert (near.vectors is None) == (far.vectors is None)
     if near.vectors is not None:
         np.testing.assert_array_equal(near.vectors, far.vectors)
-    assert (near.plan, near.version, near.excluded) == (far.plan, far.version, far.excluded)
+    assert (near.plan, near.version, list(near.excluded)) == (far.plan, far.version, list(far.excluded))
 
 
 async def test_rows_and_counts_are_the_same(shard: Shard, stub: ShardStub) -> None:

@@ -13,6 +13,7 @@ from likewise.server.remote import deadlines
 from likewise.shards.protocols import (
     Delta,
     DeltaSink,
+    Exclusion,
     Overloaded,
     SearchOptions,
     ShardSearch,
@@ -85,11 +86,11 @@ async def test_no_hits_still_have_their_columns(shard: Part) -> None:
 async def test_excluded_rows_are_left_out_and_counted(shard: Part, filled: Delta) -> None:
     await shard.apply(filled)
 
-    options = SearchOptions(space="default", k=4, excluded_ids=("a",), excluded_content=1)
+    options = SearchOptions(space="default", k=4, exclusions=(Exclusion(("a",), 1),))
     hits = await shard.search(UNIT[:1], options)
 
     assert list(hits.ids) == ["c", "ü"]
-    assert hits.excluded == 1
+    assert list(hits.excluded) == [1]
 
 
 async def test_rows_are_fetched_in_the_order_given(shard: Part, filled: Delta) -> None:

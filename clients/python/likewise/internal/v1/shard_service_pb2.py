@@ -28,7 +28,7 @@ from likewise.v1 import gallery_service_pb2 as likewise_dot_v1_dot_gallery__serv
 from likewise.v1 import search_service_pb2 as likewise_dot_v1_dot_search__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(likewise/internal/v1/shard_service.proto\x12\x14likewise.internal.v1\x1a\x17google/rpc/status.proto\x1a\x18likewise/v1/common.proto\x1a!likewise/v1/gallery_service.proto\x1a likewise/v1/search_service.proto\"1\n\x0cShardAddress\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\"\xd5\x02\n\x19ShardServiceSearchRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\r\n\x05space\x18\x03 \x01(\t\x12\t\n\x01k\x18\x04 \x01(\r\x12#\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x13.likewise.v1.Filter\x12)\n\x06params\x18\x06 \x01(\x0b\x32\x19.likewise.v1.SearchParams\x12\x14\n\x0c\x65xcluded_ids\x18\x07 \x03(\t\x12\x1d\n\x10\x65xcluded_content\x18\x08 \x01(\x10H\x00\x88\x01\x01\x12\x12\n\nattributes\x18\t \x03(\t\x12\x15\n\rbring_vectors\x18\n \x01(\x08\x12\x13\n\x0bmin_version\x18\x0b \x01(\x04\x42\x13\n\x11_excluded_content\"\xdd\x01\n\x1aShardServiceSearchResponse\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x0f\n\x07offsets\x18\x03 \x01(\x0c\x12\x12\n\nattributes\x18\x04 \x01(\x0c\x12\x0f\n\x07vectors\x18\x05 \x01(\x0c\x12$\n\x04plan\x18\x06 \x01(\x0b\x32\x16.likewise.v1.ShardPlan\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12\x10\n\x08queue_us\x18\x08 \x01(\x04\x12\x11\n\tsearch_us\x18\t \x01(\x04\x12\x10\n\x08\x65xcluded\x18\n \x01(\x04\"\xb2\x01\n\x1fShardServiceStreamSearchRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12?\n\x06search\x18\x02 \x01(\x0b\x32/.likewise.internal.v1.ShardServiceSearchRequest\x12\x17\n\ntimeout_us\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ncel\x18\x04 \x01(\x08\x42\r\n\x0b_timeout_us\"\xae\x01\n ShardServiceStreamSearchResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\x42\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x30.likewise.internal.v1.ShardServiceSearchResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x9f\x01\n\x0c\x46\x65tchRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\r\n\x05space\x18\x03 \x01(\t\x12\x12\n\nattributes\x18\x04 \x03(\t\x12\x15\n\rbring_vectors\x18\x05 \x01(\x08\x12\x13\n\x0bmin_version\x18\x06 \x01(\x04\"[\n\rFetchResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\r\n\x05norms\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\"\xd4\x01\n\x0bPageRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\x12#\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x13.likewise.v1.Filter\x12\r\n\x05space\x18\x05 \x01(\t\x12\x12\n\nattributes\x18\x06 \x03(\t\x12\x15\n\rbring_vectors\x18\x07 \x01(\x08\x12\x13\n\x0bmin_version\x18\x08 \x01(\x04\"A\n\x0cPageResponse\x12\x31\n\x04rows\x18\x01 \x01(\x0b\x32#.likewise.internal.v1.FetchResponse\"\x89\x01\n\x18ShardServiceCountRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.likewise.v1.Filter\x12\x13\n\x0bmin_version\x18\x03 \x01(\x04\";\n\x19ShardServiceCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x90\x01\n\x0c\x41pplyRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12\x14\n\x0c\x62\x61se_version\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0f\n\x07upserts\x18\x04 \x01(\x0c\x12\x13\n\x0b\x64\x65leted_ids\x18\x05 \x03(\t\" \n\rApplyResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"O\n\x18ShardServiceStatsRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\"C\n\x19ShardServiceStatsResponse\x12&\n\x05stats\x18\x01 \x01(\x0b\x32\x17.likewise.v1.ShardStats2\xc6\x05\n\x0cShardService\x12k\n\x06Search\x12/.likewise.internal.v1.ShardServiceSearchRequest\x1a\x30.likewise.internal.v1.ShardServiceSearchResponse\x12\x81\x01\n\x0cStreamSearch\x12\x35.likewise.internal.v1.ShardServiceStreamSearchRequest\x1a\x36.likewise.internal.v1.ShardServiceStreamSearchResponse(\x01\x30\x01\x12P\n\x05\x46\x65tch\x12\".likewise.internal.v1.FetchRequest\x1a#.likewise.internal.v1.FetchResponse\x12M\n\x04Page\x12!.likewise.internal.v1.PageRequest\x1a\".likewise.internal.v1.PageResponse\x12h\n\x05\x43ount\x12..likewise.internal.v1.ShardServiceCountRequest\x1a/.likewise.internal.v1.ShardServiceCountResponse\x12P\n\x05\x41pply\x12\".likewise.internal.v1.ApplyRequest\x1a#.likewise.internal.v1.ApplyResponse\x12h\n\x05Stats\x12..likewise.internal.v1.ShardServiceStatsRequest\x1a/.likewise.internal.v1.ShardServiceStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(likewise/internal/v1/shard_service.proto\x12\x14likewise.internal.v1\x1a\x17google/rpc/status.proto\x1a\x18likewise/v1/common.proto\x1a!likewise/v1/gallery_service.proto\x1a likewise/v1/search_service.proto\"1\n\x0cShardAddress\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\":\n\tExclusion\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\x10H\x00\x88\x01\x01\x42\n\n\x08_content\"\xcc\x02\n\x19ShardServiceSearchRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\r\n\x05space\x18\x03 \x01(\t\x12\t\n\x01k\x18\x04 \x01(\r\x12#\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x13.likewise.v1.Filter\x12)\n\x06params\x18\x06 \x01(\x0b\x32\x19.likewise.v1.SearchParams\x12\x12\n\nattributes\x18\t \x03(\t\x12\x15\n\rbring_vectors\x18\n \x01(\x08\x12\x13\n\x0bmin_version\x18\x0b \x01(\x04\x12\x33\n\nexclusions\x18\x0c \x03(\x0b\x32\x1f.likewise.internal.v1.ExclusionJ\x04\x08\x07\x10\x08J\x04\x08\x08\x10\t\"\xe3\x01\n\x1aShardServiceSearchResponse\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x0f\n\x07offsets\x18\x03 \x01(\x0c\x12\x12\n\nattributes\x18\x04 \x01(\x0c\x12\x0f\n\x07vectors\x18\x05 \x01(\x0c\x12$\n\x04plan\x18\x06 \x01(\x0b\x32\x16.likewise.v1.ShardPlan\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12\x10\n\x08queue_us\x18\x08 \x01(\x04\x12\x11\n\tsearch_us\x18\t \x01(\x04\x12\x10\n\x08\x65xcluded\x18\x0b \x03(\x04J\x04\x08\n\x10\x0b\"\xb2\x01\n\x1fShardServiceStreamSearchRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12?\n\x06search\x18\x02 \x01(\x0b\x32/.likewise.internal.v1.ShardServiceSearchRequest\x12\x17\n\ntimeout_us\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ncel\x18\x04 \x01(\x08\x42\r\n\x0b_timeout_us\"\xae\x01\n ShardServiceStreamSearchResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\x42\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x30.likewise.internal.v1.ShardServiceSearchResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x9f\x01\n\x0c\x46\x65tchRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\r\n\x05space\x18\x03 \x01(\t\x12\x12\n\nattributes\x18\x04 \x03(\t\x12\x15\n\rbring_vectors\x18\x05 \x01(\x08\x12\x13\n\x0bmin_version\x18\x06 \x01(\x04\"[\n\rFetchResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\r\n\x05norms\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\"\xd4\x01\n\x0bPageRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\x12#\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x13.likewise.v1.Filter\x12\r\n\x05space\x18\x05 \x01(\t\x12\x12\n\nattributes\x18\x06 \x03(\t\x12\x15\n\rbring_vectors\x18\x07 \x01(\x08\x12\x13\n\x0bmin_version\x18\x08 \x01(\x04\"A\n\x0cPageResponse\x12\x31\n\x04rows\x18\x01 \x01(\x0b\x32#.likewise.internal.v1.FetchResponse\"\x89\x01\n\x18ShardServiceCountRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.likewise.v1.Filter\x12\x13\n\x0bmin_version\x18\x03 \x01(\x04\";\n\x19ShardServiceCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x90\x01\n\x0c\x41pplyRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\x12\x14\n\x0c\x62\x61se_version\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0f\n\x07upserts\x18\x04 \x01(\x0c\x12\x13\n\x0b\x64\x65leted_ids\x18\x05 \x03(\t\" \n\rApplyResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"O\n\x18ShardServiceStatsRequest\x12\x33\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\".likewise.internal.v1.ShardAddress\"C\n\x19ShardServiceStatsResponse\x12&\n\x05stats\x18\x01 \x01(\x0b\x32\x17.likewise.v1.ShardStats2\xc6\x05\n\x0cShardService\x12k\n\x06Search\x12/.likewise.internal.v1.ShardServiceSearchRequest\x1a\x30.likewise.internal.v1.ShardServiceSearchResponse\x12\x81\x01\n\x0cStreamSearch\x12\x35.likewise.internal.v1.ShardServiceStreamSearchRequest\x1a\x36.likewise.internal.v1.ShardServiceStreamSearchResponse(\x01\x30\x01\x12P\n\x05\x46\x65tch\x12\".likewise.internal.v1.FetchRequest\x1a#.likewise.internal.v1.FetchResponse\x12M\n\x04Page\x12!.likewise.internal.v1.PageRequest\x1a\".likewise.internal.v1.PageResponse\x12h\n\x05\x43ount\x12..likewise.internal.v1.ShardServiceCountRequest\x1a/.likewise.internal.v1.ShardServiceCountResponse\x12P\n\x05\x41pply\x12\".likewise.internal.v1.ApplyRequest\x1a#.likewise.internal.v1.ApplyResponse\x12h\n\x05Stats\x12..likewise.internal.v1.ShardServiceStatsRequest\x1a/.likewise.internal.v1.ShardServiceStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,34 +37,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SHARDADDRESS']._serialized_start=186
   _globals['_SHARDADDRESS']._serialized_end=235
-  _globals['_SHARDSERVICESEARCHREQUEST']._serialized_start=238
-  _globals['_SHARDSERVICESEARCHREQUEST']._serialized_end=579
-  _globals['_SHARDSERVICESEARCHRESPONSE']._serialized_start=582
-  _globals['_SHARDSERVICESEARCHRESPONSE']._serialized_end=803
-  _globals['_SHARDSERVICESTREAMSEARCHREQUEST']._serialized_start=806
-  _globals['_SHARDSERVICESTREAMSEARCHREQUEST']._serialized_end=984
-  _globals['_SHARDSERVICESTREAMSEARCHRESPONSE']._serialized_start=987
-  _globals['_SHARDSERVICESTREAMSEARCHRESPONSE']._serialized_end=1161
-  _globals['_FETCHREQUEST']._serialized_start=1164
-  _globals['_FETCHREQUEST']._serialized_end=1323
-  _globals['_FETCHRESPONSE']._serialized_start=1325
-  _globals['_FETCHRESPONSE']._serialized_end=1416
-  _globals['_PAGEREQUEST']._serialized_start=1419
-  _globals['_PAGEREQUEST']._serialized_end=1631
-  _globals['_PAGERESPONSE']._serialized_start=1633
-  _globals['_PAGERESPONSE']._serialized_end=1698
-  _globals['_SHARDSERVICECOUNTREQUEST']._serialized_start=1701
-  _globals['_SHARDSERVICECOUNTREQUEST']._serialized_end=1838
-  _globals['_SHARDSERVICECOUNTRESPONSE']._serialized_start=1840
-  _globals['_SHARDSERVICECOUNTRESPONSE']._serialized_end=1899
-  _globals['_APPLYREQUEST']._serialized_start=1902
-  _globals['_APPLYREQUEST']._serialized_end=2046
-  _globals['_APPLYRESPONSE']._serialized_start=2048
-  _globals['_APPLYRESPONSE']._serialized_end=2080
-  _globals['_SHARDSERVICESTATSREQUEST']._serialized_start=2082
-  _globals['_SHARDSERVICESTATSREQUEST']._serialized_end=2161
-  _globals['_SHARDSERVICESTATSRESPONSE']._serialized_start=2163
-  _globals['_SHARDSERVICESTATSRESPONSE']._serialized_end=2230
-  _globals['_SHARDSERVICE']._serialized_start=2233
-  _globals['_SHARDSERVICE']._serialized_end=2943
+  _globals['_EXCLUSION']._serialized_start=237
+  _globals['_EXCLUSION']._serialized_end=295
+  _globals['_SHARDSERVICESEARCHREQUEST']._serialized_start=298
+  _globals['_SHARDSERVICESEARCHREQUEST']._serialized_end=630
+  _globals['_SHARDSERVICESEARCHRESPONSE']._serialized_start=633
+  _globals['_SHARDSERVICESEARCHRESPONSE']._serialized_end=860
+  _globals['_SHARDSERVICESTREAMSEARCHREQUEST']._serialized_start=863
+  _globals['_SHARDSERVICESTREAMSEARCHREQUEST']._serialized_end=1041
+  _globals['_SHARDSERVICESTREAMSEARCHRESPONSE']._serialized_start=1044
+  _globals['_SHARDSERVICESTREAMSEARCHRESPONSE']._serialized_end=1218
+  _globals['_FETCHREQUEST']._serialized_start=1221
+  _globals['_FETCHREQUEST']._serialized_end=1380
+  _globals['_FETCHRESPONSE']._serialized_start=1382
+  _globals['_FETCHRESPONSE']._serialized_end=1473
+  _globals['_PAGEREQUEST']._serialized_start=1476
+  _globals['_PAGEREQUEST']._serialized_end=1688
+  _globals['_PAGERESPONSE']._serialized_start=1690
+  _globals['_PAGERESPONSE']._serialized_end=1755
+  _globals['_SHARDSERVICECOUNTREQUEST']._serialized_start=1758
+  _globals['_SHARDSERVICECOUNTREQUEST']._serialized_end=1895
+  _globals['_SHARDSERVICECOUNTRESPONSE']._serialized_start=1897
+  _globals['_SHARDSERVICECOUNTRESPONSE']._serialized_end=1956
+  _globals['_APPLYREQUEST']._serialized_start=1959
+  _globals['_APPLYREQUEST']._serialized_end=2103
+  _globals['_APPLYRESPONSE']._serialized_start=2105
+  _globals['_APPLYRESPONSE']._serialized_end=2137
+  _globals['_SHARDSERVICESTATSREQUEST']._serialized_start=2139
+  _globals['_SHARDSERVICESTATSREQUEST']._serialized_end=2218
+  _globals['_SHARDSERVICESTATSRESPONSE']._serialized_start=2220
+  _globals['_SHARDSERVICESTATSRESPONSE']._serialized_end=2287
+  _globals['_SHARDSERVICE']._serialized_start=2290
+  _globals['_SHARDSERVICE']._serialized_end=3000
 # @@protoc_insertion_point(module_scope)

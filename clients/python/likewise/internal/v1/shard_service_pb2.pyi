@@ -47,6 +47,34 @@ class ShardAddress(_message.Message):
 Global___ShardAddress: _TypeAlias = ShardAddress  # noqa: Y015
 
 @_typing.final
+class Exclusion(_message.Message):
+    """What is left out of the answer to one query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.int
+    """Content digest; rows that have it are left out."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        content: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "content", b"content"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "content", b"content", "ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+
+Global___Exclusion: _TypeAlias = Exclusion  # noqa: Y015
+
+@_typing.final
 class ShardServiceSearchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -56,17 +84,14 @@ class ShardServiceSearchRequest(_message.Message):
     K_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     PARAMS_FIELD_NUMBER: _builtins.int
-    EXCLUDED_IDS_FIELD_NUMBER: _builtins.int
-    EXCLUDED_CONTENT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     BRING_VECTORS_FIELD_NUMBER: _builtins.int
     MIN_VERSION_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
     vectors: _builtins.bytes
     """(n, dim) float32, little-endian, unit length."""
     space: _builtins.str
     k: _builtins.int
-    excluded_content: _builtins.int
-    """Content digest; rows that have it are left out."""
     bring_vectors: _builtins.bool
     min_version: _builtins.int
     """Answer from this store version or a newer one."""
@@ -77,10 +102,12 @@ class ShardServiceSearchRequest(_message.Message):
     @_builtins.property
     def params(self) -> _search_service_pb2.SearchParams: ...
     @_builtins.property
-    def excluded_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    @_builtins.property
     def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names to bring."""
+
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]:
+        """One for each query; none where nothing is left out."""
 
     def __init__(
         self,
@@ -91,19 +118,16 @@ class ShardServiceSearchRequest(_message.Message):
         k: _builtins.int = ...,
         filter: _common_pb2.Filter | None = ...,
         params: _search_service_pb2.SearchParams | None = ...,
-        excluded_ids: _abc.Iterable[_builtins.str] | None = ...,
-        excluded_content: _builtins.int | None = ...,
         attributes: _abc.Iterable[_builtins.str] | None = ...,
         bring_vectors: _builtins.bool = ...,
         min_version: _builtins.int = ...,
+        exclusions: _abc.Iterable[Global___Exclusion] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_excluded_content", b"_excluded_content", "address", b"address", "excluded_content", b"excluded_content", "filter", b"filter", "params", b"params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "filter", b"filter", "params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_excluded_content", b"_excluded_content", "address", b"address", "attributes", b"attributes", "bring_vectors", b"bring_vectors", "excluded_content", b"excluded_content", "excluded_ids", b"excluded_ids", "filter", b"filter", "k", b"k", "min_version", b"min_version", "params", b"params", "space", b"space", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attributes", b"attributes", "bring_vectors", b"bring_vectors", "exclusions", b"exclusions", "filter", b"filter", "k", b"k", "min_version", b"min_version", "params", b"params", "space", b"space", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__excluded_content: _TypeAlias = _typing.Literal["excluded_content"]  # noqa: Y015
-    _WhichOneofArgType__excluded_content: _TypeAlias = _typing.Literal["_excluded_content", b"_excluded_content"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__excluded_content) -> _WhichOneofReturnType__excluded_content | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardServiceSearchRequest: _TypeAlias = ShardServiceSearchRequest  # noqa: Y015
 
@@ -134,14 +158,16 @@ class ShardServiceSearchResponse(_message.Message):
     """Wait for the batch to start."""
     search_us: _builtins.int
     """The batch itself."""
-    excluded: _builtins.int
-    """Rows left out as copies of the reference, ids named excluded not counted."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All queries' hits one after the other, each query's best first."""
 
     @_builtins.property
     def plan(self) -> _search_service_pb2.ShardPlan: ...
+    @_builtins.property
+    def excluded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows left out of each query's answer for their content; none where nothing is left out."""
+
     def __init__(
         self,
         *,
@@ -154,7 +180,7 @@ class ShardServiceSearchResponse(_message.Message):
         version: _builtins.int = ...,
         queue_us: _builtins.int = ...,
         search_us: _builtins.int = ...,
-        excluded: _builtins.int = ...,
+        excluded: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
