@@ -115,6 +115,13 @@ def test_the_fewer_rows_pass_the_deeper_the_index_is_asked() -> None:
     assert choose(demand(300_000), IVF).nprobe > choose(demand(500_000), IVF).nprobe
 
 
+def test_a_filter_makes_a_long_list_no_longer_than_as_many_rows_without_one() -> None:
+    third = [choose(demand(330_000, k=k, exact=False), HNSW) for k in (10, 100)]
+
+    assert [choice.depth for choice in third] == [60, 591]
+    assert [choice.ef for choice in third] == [3 * 60, choose(demand(1_000_000, k=303), HNSW).ef]
+
+
 def test_exact_is_obeyed_and_its_opposite_prefers_the_index() -> None:
     assert choose(demand(1_000_000, exact=True), HNSW).kind == pb.PLAN_KIND_EXACT
     assert choose(demand(10_000, exact=False), HNSW).kind == pb.PLAN_KIND_ANN_FILTERED
