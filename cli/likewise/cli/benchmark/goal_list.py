@@ -83,7 +83,7 @@ GOALS: Final[tuple[Goal, ...]] = (
     ),
     Goal(
         5,
-        "one caller, unfiltered",
+        "one caller of the SDK, unfiltered",
         _BY_SEARCH,
         (
             Check(
@@ -91,7 +91,7 @@ GOALS: Final[tuple[Goal, ...]] = (
                 sense=Sense.AT_MOST,
                 bound=1.7,
                 sources=(
-                    field("ratios", "p50 / echo p50", **_EMBEDDED, callers=1),
+                    field("ratios", "p50 / echo p50", **{**_EMBEDDED, "client": "sdk"}, callers=1),
                     field("ratios", "p50 / echo p50", **_PEERS, filter="none", callers=1),
                 ),
             ),

@@ -63,7 +63,7 @@ class Plan:
     index: str = "hnsw"
     m: int = 32
     ef_construction: int = 100
-    ef: int = 64
+    ef: int = 32
     shards: int = 1
     callers: Sequence[int] = (1, 8, 32)
     filters: Sequence[float | None] = (None,)
