@@ -3,7 +3,7 @@
 import os
 
 # OpenMP reads this when FAISS loads it below. Threads that spin after each search take the cores from the event loop:
-# on two cores, 32 callers get twice the answers with PASSIVE that they get with ACTIVE (docs/benchmarks.md).
+# on two cores, 32 callers get twice the answers with PASSIVE that they get with ACTIVE (docs/where-the-time-goes.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as _numpy  # noqa: F401  # with the BLAS that is told below

@@ -1,6 +1,7 @@
 """Streams of searches: each message is a search, or one for each row of a matrix.
 
-A message costs a fraction of what a call costs (docs/benchmarks.md), so that clients that search much keep one open.
+A message costs a fraction of what a call costs (docs/where-the-time-goes.md), so that clients that search much keep one
+open.
 """
 
 from collections.abc import AsyncIterator

@@ -9,7 +9,7 @@ unit vector again. The inner product of two such is the largest that the one of 
 and Schwarz), so a row that lies where few others do is not overlooked: at worst it is scored in vain.
 
 Whether directions do, and how many, is tried out on the rows themselves, so that nothing has to be set: random vectors
-are not reduced at all. What was measured is in docs/benchmarks.md. Pure functions.
+are not reduced at all. What was measured is in docs/where-the-time-goes.md. Pure functions.
 """
 
 from dataclasses import dataclass
