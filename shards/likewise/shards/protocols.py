@@ -166,19 +166,6 @@ class Rows:
         own = [pa.array(self.ids, pa.string()), pa.array(self.content, pa.int64())]
         return pa.RecordBatch.from_arrays([*own, *columns], names=["id", "content", *names])
 
-    @classmethod
-    def of_batch(cls, batch: pa.RecordBatch, *, vectors: F32 | None, norms: F32 | None, version: int) -> "Rows":
-        """Rows of such columns."""
-        names = batch.schema.names[2:]
-        return cls(
-            ids=batch.column("id").to_pylist(),
-            content=batch.column("content").to_numpy(),
-            attributes=batch.select(names) if names else None,
-            vectors=vectors,
-            norms=norms,
-            version=version,
-        )
-
 
 class ShardSearch(Protocol):
     """One shard of one gallery."""

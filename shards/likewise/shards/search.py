@@ -120,7 +120,8 @@ def answer(
             found |= {i: _left(snapshot, queries[i], outcome, nth, key.k) for nth, i in enumerate(members)}
             continue
         for i in members:
-            outcome = searcher.search(queries[i].vector, key.k, _without(snapshot, allowed, queries[i]))
+            narrowed = _without(snapshot, allowed, queries[i].copies)
+            outcome = searcher.search(queries[i].vector, key.k + len(queries[i].ids), narrowed)
             found[i] = _left(snapshot, queries[i], outcome, 0, key.k)
     answers, first = [], 0
     for request in requests:
@@ -292,12 +293,9 @@ def _copies(snapshot: Snapshot, allowed: Allowed, exclusion: Exclusion) -> I64:
     return slots[allowed.mask[slots]]
 
 
-def _without(snapshot: Snapshot, allowed: Allowed, query: _Query) -> Allowed:
+def _without(snapshot: Snapshot, allowed: Allowed, copies: I64) -> Allowed:
     mask = allowed.mask.copy()
-    mask[query.copies] = False
-    if query.ids:
-        excluded = frozenset(query.ids)
-        mask[[slot for slot in np.flatnonzero(mask).tolist() if snapshot.ids[slot] in excluded]] = False
+    mask[copies] = False
     return Allowed(
         mask,
         count=int(np.count_nonzero(mask)),

@@ -119,13 +119,12 @@ class FakeShard:
 
     def _rows(self, ids: Sequence[str], attributes: Sequence[str], vectors: bool) -> Rows:
         table = self._table(ids)
-        columns = {"id": pa.array(ids, pa.string()), "content": table["content"].combine_chunks()}
-        columns |= {name: table[name].combine_chunks() for name in attributes}
-        return Rows.of_batch(
-            pa.RecordBatch.from_arrays(
-                [c.chunk(0) if isinstance(c, pa.ChunkedArray) and c.num_chunks else _flat(c) for c in columns.values()],
-                names=list(columns),
-            ),
+        columns = {name: table[name].combine_chunks() for name in attributes}
+        flat = [c.chunk(0) if isinstance(c, pa.ChunkedArray) and c.num_chunks else _flat(c) for c in columns.values()]
+        return Rows(
+            ids=ids,
+            content=np.array([self.rows[i]["content"] for i in ids], dtype=np.int64),
+            attributes=pa.RecordBatch.from_arrays(flat, names=list(columns)) if columns else None,
             vectors=self._vectors(ids) if vectors else None,
             norms=np.array([self.rows[i]["norm"] for i in ids], dtype=np.float32) if vectors else None,
             version=self.version,

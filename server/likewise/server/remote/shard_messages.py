@@ -131,11 +131,15 @@ def rows_response(rows: Rows) -> pb.FetchResponse:
 def shard_rows(response: pb.FetchResponse, *, vectors: bool) -> Rows:
     """Rows as they were; arrays are read-only views of the message."""
     batch = arrow_ipc.decode(response.rows)
-    if not vectors:
-        return Rows.of_batch(batch, vectors=None, norms=None, version=response.version)
-    matrix = wire.unpack(response.vectors, "<f4").reshape(batch.num_rows, response.dim)
-    norms = wire.unpack(response.norms, "<f4")
-    return Rows.of_batch(batch, vectors=matrix, norms=norms, version=response.version)
+    names = batch.schema.names[2:]
+    return Rows(
+        ids=batch.column("id").to_pylist(),
+        content=batch.column("content").to_numpy(),
+        attributes=batch.select(names) if names else None,
+        vectors=wire.unpack(response.vectors, "<f4").reshape(batch.num_rows, response.dim) if vectors else None,
+        norms=wire.unpack(response.norms, "<f4") if vectors else None,
+        version=response.version,
+    )
 
 
 def join_rows(first: Rows, second: Rows) -> Rows:

@@ -149,15 +149,10 @@ class NumpyShard:
                 self.running -= 1
 
     def _rows(self, ids: Sequence[str], attributes: Sequence[str], vectors: bool) -> Rows:
-        batch = pa.RecordBatch.from_pydict(
-            {
-                "id": pa.array(ids, pa.string()),
-                "content": pa.array([self.rows[i][1] for i in ids], pa.int64()),
-                **{name: pa.array([self.rows[i][2] for i in ids], pa.string()) for name in attributes},
-            }
-        )
-        return Rows.of_batch(
-            batch,
+        return Rows(
+            ids=ids,
+            content=np.array([self.rows[i][1] for i in ids], dtype=np.int64),
+            attributes=self._attributes(ids, attributes) if attributes else None,
             vectors=self._vectors(ids) if vectors else None,
             norms=np.full(len(ids), 2.0, np.float32) if vectors else None,
             version=self.version,

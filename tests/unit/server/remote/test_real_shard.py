@@ -9,6 +9,7 @@ import pytest
 from tests.unit.server.remote.loopback import SPEC, Loopback, rows
 
 from likewise.internal.v1 import shard_service_pb2_grpc
+from likewise.server.remote import shard_stub
 from likewise.server.remote.channels import Endpoint
 from likewise.server.remote.shard_servicer import ShardServicer
 from likewise.server.remote.shard_stub import ShardRoute, ShardStub
@@ -90,6 +91,19 @@ async def test_searches_are_the_same(shard: Shard, stub: ShardStub, options: Sea
     if near.vectors is not None:
         np.testing.assert_array_equal(near.vectors, far.vectors)
     assert (near.plan, near.version, list(near.excluded)) == (far.plan, far.version, list(far.excluded))
+
+
+async def test_queries_that_do_not_fit_a_message_go_in_parts_and_keep_what_each_leaves_out(
+    shard: Shard, stub: ShardStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_stub, "MAX_REQUEST_BYTES", 1)
+    queries, options = _unit(3), SearchOptions("default", 9, exclusions=LEFT_OUT)
+
+    near, far = await shard.search(queries, options), await stub.search(queries, options)
+
+    assert list(near.ids) == list(far.ids)
+    np.testing.assert_array_equal(near.offsets, far.offsets)
+    assert list(near.excluded) == list(far.excluded)
 
 
 async def test_rows_and_counts_are_the_same(shard: Shard, stub: ShardStub) -> None:
