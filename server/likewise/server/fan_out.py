@@ -27,6 +27,7 @@ from likewise.server.errors import (
 )
 from likewise.server.protocols import GalleryHandle
 from likewise.server.remote import deadlines
+from likewise.server.time_limit import TimeIsOver, within
 from likewise.server.validate_search import Partial
 from likewise.shards.protocols import F32, SearchOptions, ShardHits, ShardSearch
 from likewise.v1 import search_service_pb2 as pb
@@ -126,14 +127,12 @@ async def _of_one(
     handle: GalleryHandle, queries: F32, options: SearchOptions, budget: float | None
 ) -> tuple[dict[int, ShardHits], dict[int, ServiceError]]:
     """The answer or the loss of the only shard, in the task of the call itself."""
-    allotted = asyncio.timeout(budget)
     token = deadlines.shorten(budget)
     try:
-        async with allotted:
-            return {0: await handle.shards[0].search(queries, options)}, {}
+        return {0: await within(budget, handle.shards[0].search(queries, options))}, {}
+    except TimeIsOver:
+        return {}, {0: _too_late(handle, 0)}
     except Exception as error:
-        if allotted.expired():
-            return {}, {0: _too_late(handle, 0)}
         return {}, {0: _lost(handle, 0, error)}
     finally:
         deadlines.restore(token)

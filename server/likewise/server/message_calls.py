@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from google.rpc import status_pb2
 from grpc import StatusCode
@@ -11,6 +11,7 @@ from grpc import StatusCode
 from likewise.server import validate
 from likewise.server.admission import Admission
 from likewise.server.calls import Call, Method
+from likewise.server.time_limit import within
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ class MessageCalls:
         self._admission = admission
 
     async def answer(
-        self, work: Callable[[], Awaitable[T]], *, request_id: str, timeout_s: float | None
+        self, work: Callable[[], Coroutine[Any, Any, T]], *, request_id: str, timeout_s: float | None
     ) -> T | status_pb2.Status:
         """The answer to one message, or the status of what it failed with; in a task of its own.
 
@@ -51,8 +52,7 @@ class MessageCalls:
             self._admit()
             self._admission.enter(timeout_s, call.started)
             admitted = True
-            async with asyncio.timeout(timeout_s):
-                answer = await work()
+            answer = await within(timeout_s, work())
             code = _OK
             return answer
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from likewise.shards.protocols import Overloaded, Unavailable
@@ -26,6 +26,9 @@ INLINE_S: Final = 0.0005
 
 INLINE_SHARE: Final = 1 / 3
 """Of the event loop's time that such searches may take; beyond, other calls would wait for them."""
+
+ALONE_S: Final = 0.0001
+"""A request that comes so soon after another one is taken to have company: it lets others of its turn come along."""
 
 _COSTS_KEPT: Final = 256
 _NEWEST_WEIGHT: Final = 0.2
@@ -59,7 +62,7 @@ class _Entry(Generic[_Key, _Request, _Result]):
     request: _Request
     queries: int
     future: "asyncio.Future[Timed[_Result]]"
-    since: float = field(default_factory=time.perf_counter)
+    since: float
 
 
 class Batcher(Generic[_Key, _Request, _Result]):
@@ -72,6 +75,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         max_queued: Most queries waiting; a request over it is refused.
         on_batch: Told about every batch, on the event loop.
         inline: Whether a request of this key may run on the event loop when it is short; by default none may.
+        clock: Seconds, growing.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         max_queued: int = MAX_QUEUED,
         on_batch: Callable[[ShardBatch], None] | None = None,
         inline: Callable[[_Key], bool] = lambda _: False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._run = run
         self._threads = threads
@@ -90,11 +95,13 @@ class Batcher(Generic[_Key, _Request, _Result]):
         self._max_queued = max_queued
         self._on_batch = on_batch
         self._inline = inline
+        self._clock = clock
         self._inline_budget = _Budget(INLINE_SHARE, most_s=4 * INLINE_S)
         self._costs: OrderedDict[_Key, float] = OrderedDict()
         self._queue: deque[_Entry[_Key, _Request, _Result]] = deque()
         self._queued = 0
         self._busy_s = 0.001
+        self._ended_s = 0.0
         self._due = False
         self._running: asyncio.Future[None] | None = None
         self._closed = False
@@ -118,8 +125,11 @@ class Batcher(Generic[_Key, _Request, _Result]):
                 f"the shard's queue takes {self._max_queued} queries, {self._queued} wait and {queries} came",
                 retry_after_s=self._busy_s * (1 + self._queued / self._max_batch),
             )
+        now = self._clock()
+        if queries == 1 and self._is_alone(now) and self._is_short(key, now):
+            return self._at_once(key, request, now)
         loop = asyncio.get_running_loop()
-        entry = _Entry(key, request, queries, loop.create_future())
+        entry = _Entry(key, request, queries, loop.create_future(), now)
         self._queue.append(entry)
         self._queued += queries
         if self._running is None and not self._due:
@@ -143,8 +153,9 @@ class Batcher(Generic[_Key, _Request, _Result]):
         """Begin the next batch, if there is one and none is running."""
         self._due = False
         while self._running is None and (entries := self._next_batch()):
-            batch = _Batch(entries, time.perf_counter(), self._queued)
-            if self._is_short(batch):
+            started = self._clock()
+            batch = _Batch(entries, started, self._queued)
+            if batch.queries == 1 and not self._queue and self._is_short(batch.key, started):
                 self._finish(self._answered(batch))
                 continue
             self._running = loop.create_future()
@@ -154,11 +165,24 @@ class Batcher(Generic[_Key, _Request, _Result]):
                 batch.failure = Unavailable(f"the shard cannot search: {error}")
                 self._done(batch, loop)
 
-    def _is_short(self, batch: "_Batch[_Key, _Request, _Result]") -> bool:
-        if len(batch.entries) > 1 or batch.queries > 1 or self._queue or not self._inline(batch.key):
+    def _is_alone(self, now: float) -> bool:
+        return self._running is None and not self._queue and now - self._ended_s > ALONE_S
+
+    def _is_short(self, key: _Key, now: float) -> bool:
+        if not self._inline(key):
             return False
-        cost = self._costs.get(batch.key)
-        return cost is not None and cost <= INLINE_S and self._inline_budget.covers(cost, batch.started)
+        cost = self._costs.get(key)
+        return cost is not None and cost <= INLINE_S and self._inline_budget.covers(cost, now)
+
+    def _at_once(self, key: _Key, request: _Request, started: float) -> Timed[_Result]:
+        """Answer a request that met no other where it is, which is two turns of the event loop less."""
+        own_s = time.thread_time()
+        try:
+            (result,) = self._run(key, (request,), _never)
+        finally:
+            self._tell(ShardBatch(1, 0))
+        self._ended(key, time.thread_time() - own_s, started)
+        return Timed(result, 0, int(self._busy_s * 1e6))
 
     def _work(self, batch: "_Batch[_Key, _Request, _Result]", loop: asyncio.AbstractEventLoop) -> None:
         """Run a batch, in a thread."""
@@ -186,9 +210,12 @@ class Batcher(Generic[_Key, _Request, _Result]):
 
     def _finish(self, batch: "_Batch[_Key, _Request, _Result]") -> None:
         self._give_out(batch)
+        self._tell(ShardBatch(batch.queries, batch.waiting))
+
+    def _tell(self, batch: ShardBatch) -> None:
         if self._on_batch is not None:
             # After the turns of those who have waited: they are not to wait for what is counted.
-            asyncio.get_running_loop().call_soon(self._on_batch, ShardBatch(batch.queries, batch.waiting))
+            asyncio.get_running_loop().call_soon(self._on_batch, batch)
 
     def _give_out(self, batch: "_Batch[_Key, _Request, _Result]") -> None:
         if batch.failure is not None:
@@ -196,14 +223,18 @@ class Batcher(Generic[_Key, _Request, _Result]):
                 if not entry.future.done():
                     entry.future.set_exception(batch.failure)
             return
-        self._busy_s = time.perf_counter() - batch.started
+        self._ended(batch.key, batch.own_s / batch.queries, batch.started)
         search_us = int(self._busy_s * 1e6)
         for entry, result in zip(batch.entries, batch.results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(Timed(result, int((batch.started - entry.since) * 1e6), search_us))
-        cost = batch.own_s / batch.queries
-        before = self._costs.pop(batch.key, cost)
-        self._costs[batch.key] = before + _NEWEST_WEIGHT * (cost - before)
+
+    def _ended(self, key: _Key, cost: float, started: float) -> None:
+        """Remember what each query of a batch took, in seconds of its thread."""
+        self._ended_s = self._clock()
+        self._busy_s = self._ended_s - started
+        before = self._costs.pop(key, cost)
+        self._costs[key] = before + _NEWEST_WEIGHT * (cost - before)
         if len(self._costs) > _COSTS_KEPT:
             self._costs.popitem(last=False)
 
@@ -242,6 +273,10 @@ class _Batch(Generic[_Key, _Request, _Result]):
     def abandoned(self) -> bool:
         """Whether everybody has gone."""
         return all(entry.future.done() for entry in self.entries)
+
+
+def _never() -> bool:
+    return False
 
 
 class _Budget:

@@ -6,8 +6,6 @@ is used at all, see `likewise.shards.planner`.
 """
 
 import functools
-import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ import faiss as _faiss
 import numpy as np
 import numpy.typing as npt
 
-from likewise.shards import memory
+from likewise.shards import faiss_threads, memory
 from likewise.shards.distance import margin
 from likewise.shards.planner import IndexTraits
 from likewise.shards.protocols import F32, I64
@@ -27,11 +25,6 @@ from likewise.shards.spec import IndexSpec
 
 faiss: Any = _faiss
 """Untyped on purpose: the stubs that come with it lack most of what is used here."""
-
-QUERIES_PER_THREAD: Final = 4
-"""Queries of a batch for each thread of a search. Beside other work on two cores, HNSW, 50,000 x 512, a query took 448,
-596, 381 and 786 us on one thread in batches of 4, 8, 16 and 32, and 757, 828, 398 and 740 us on two. With 8 callers and
-nothing else, 901 answers a second with 4 and 749 with 8."""
 
 _IO_BYTES: Final = 1 << 20
 
@@ -136,14 +129,9 @@ class SealedIndex:
         """
         asked = queries if self.reduction is None else self.reduction.of(queries)
         parameters = _parameters(self.faiss_index, ef=ef, nprobe=nprobe)
-        threads = int(faiss.omp_get_max_threads())
-        # For the calling thread alone. FAISS waits for the last of its threads, which small batches do not pay for.
-        faiss.omp_set_num_threads(max(1, min(threads, len(queries) // QUERIES_PER_THREAD)))
-        try:
-            scores, positions = self.faiss_index.search(np.ascontiguousarray(asked), depth, params=parameters)
-        finally:
-            faiss.omp_set_num_threads(threads)
-        return Found(np.asarray(positions), np.asarray(scores), self._margins(asked))
+        faiss_threads.for_search(len(queries))
+        scores, positions = self.faiss_index.search(asked, depth, params=parameters)
+        return Found(positions, scores, self._margins(asked))
 
     def _margins(self, asked: F32) -> F32 | None:
         if self.reduction is not None:
@@ -179,13 +167,6 @@ def nearest(vectors: F32, query: F32, depth: int, *, mask: npt.NDArray[np.bool_]
         selector,
     )
     return positions[positions >= 0]
-
-
-def lowest_thread_priority() -> None:
-    """Make the calling thread run when nobody else wants to, and FAISS use no other one for it."""
-    faiss.omp_set_num_threads(1)
-    if hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def adopt(

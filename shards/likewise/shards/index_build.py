@@ -1,14 +1,13 @@
 """Building sealed indexes, from nothing or from one of fewer rows, and which one a gallery's description asks for."""
 
 import math
-import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
+from likewise.shards import faiss_threads
 from likewise.shards.index import SealedIndex, adopt, core_of, faiss
 from likewise.shards.protocols import F32, I64
 from likewise.shards.recipe import FLAT, GPU_KINDS, Recipe, recipe, training_positions
@@ -29,9 +28,6 @@ _SETTLED_ROWS: Final = 65_536
 _SETTLED_GROWTH: Final = 8.0
 """Growth that calls for new directions of a reduced index, where those it has were made of so many rows: they are many
 times those of a sample, so that more of the same would hardly change them, but other rows may have come."""
-
-_THREADS: Final = int(faiss.omp_get_max_threads())
-"""What OpenMP may use: the cores there are, or fewer where the environment says so."""
 
 
 class BuildStopped(Exception):
@@ -111,7 +107,7 @@ def build(
         if isinstance(core, faiss.IndexHNSW) and wanted.ef_construction:
             core.hnsw.efConstruction = wanted.ef_construction
         if not index.is_trained:
-            _take_cores(busy())
+            faiss_threads.for_build(busy())
             nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
             index.train(np.ascontiguousarray(gather(training_positions(rows, nlist))))
     start, piece = int(index.ntotal), FIRST_PIECE
@@ -121,7 +117,7 @@ def build(
     while start < rows:
         if stop():
             raise BuildStopped
-        _take_cores(busy())
+        faiss_threads.for_build(busy())
         end = min(start + piece, rows)
         began = time.perf_counter()
         vectors = gather(np.arange(start, end))
@@ -149,17 +145,6 @@ def extendable(index: SealedIndex | None, wanted: Recipe, *, rows: int, dead: in
         and dead <= index.rows // 8
         and rows <= _growth(index) * index.trained_rows
     )
-
-
-def lower_thread_priority() -> None:
-    """Make the calling thread, and the OpenMP team it will start, give way to searches."""
-    if hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
-def _take_cores(busy: bool) -> None:
-    """Set how many threads FAISS starts for the calling one: all, or half while somebody searches."""
-    faiss.omp_set_num_threads(max(1, _THREADS // 2) if busy else _THREADS)
 
 
 def _growth(index: SealedIndex) -> float:

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -92,7 +92,7 @@ class FilterCache:
         predicate = self._compile(filter)
         if predicate is None:
             return Allowed(snapshot.alive, snapshot.live, snapshot.sealed_live, filtered=False)
-        key = (filter, snapshot.generation, snapshot.mutation)
+        key = _allowed_key(snapshot, filter)
         kept = self._get(key)
         if isinstance(kept, Allowed):
             return kept
@@ -102,6 +102,11 @@ class FilterCache:
         allowed = Allowed(mask, int(np.count_nonzero(mask)), sealed, filtered=True, key=key)
         self._put(key, allowed, mask.nbytes)
         return allowed
+
+    def holds(self, snapshot: Snapshot, filter: bytes) -> bool:
+        """Whether a search of the kind there was before has nothing to evaluate and no rows to copy."""
+        with self._lock:
+            return _allowed_key(snapshot, filter) in self._kept
 
     def gathers(self, snapshot: Snapshot, allowed: Allowed, space: str) -> bool:
         """Whether the allowed rows are kept side by side once they were needed: not if they are too many."""
@@ -113,7 +118,7 @@ class FilterCache:
         if not self.gathers(snapshot, allowed, space):
             return None
         rows = snapshot.spaces[space]
-        key = (allowed.key, space)
+        key = _OfAllowed(allowed.key, space)
         kept = self._get(key)
         if isinstance(kept, Gathered):
             return kept
@@ -149,8 +154,21 @@ class FilterCache:
             self._kept[key] = _Kept(value, size)
             self._bytes += size
             while self._bytes > self._max_bytes and self._kept:
-                _, dropped = self._kept.popitem(last=False)
+                key, dropped = self._kept.popitem(last=False)
                 self._bytes -= dropped.bytes
+                if isinstance(key, _OfAllowed) and (without := self._kept.pop(key.allowed, None)) is not None:
+                    self._bytes -= without.bytes  # see `holds`
+
+
+class _OfAllowed(NamedTuple):
+    """What allowed rows of a space are kept under."""
+
+    allowed: Hashable
+    space: str
+
+
+def _allowed_key(snapshot: Snapshot, filter: bytes) -> Hashable:
+    return filter, snapshot.generation, snapshot.mutation
 
 
 def _gathered_bytes(snapshot: Snapshot, allowed: Allowed, space: str) -> int:

@@ -16,7 +16,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from likewise.shards import effort, index
+from likewise.shards import effort, faiss_threads
 from likewise.shards.effort import EXACT, Curve
 from likewise.shards.masks import Allowed
 from likewise.shards.protocols import F32, SearchOptions
@@ -50,7 +50,7 @@ _APPROXIMATE: Final = frozenset({pb.PLAN_KIND_ANN, pb.PLAN_KIND_ANN_FILTERED})
 
 def guard_executor() -> ThreadPoolExecutor:
     """One thread that runs when nobody else wants to; it may serve all shards of a process."""
-    return ThreadPoolExecutor(1, thread_name_prefix="likewise-recall", initializer=index.lowest_thread_priority)
+    return ThreadPoolExecutor(1, thread_name_prefix="likewise-recall", initializer=faiss_threads.give_way_to_all)
 
 
 @dataclass(slots=True)

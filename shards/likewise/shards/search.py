@@ -3,7 +3,6 @@
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -43,8 +42,7 @@ class Request(NamedTuple):
     options: SearchOptions
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     ranked: Ranked
     plan: pb.ShardPlan
 
@@ -216,7 +214,10 @@ class _Searcher:
         found = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
         wanted = Wanted(k, choice.candidates)
         positions = found.positions
-        if allowed.count == allowed.sealed == index.rows and min(positions[:, choice.candidates - 1].tolist()) >= 0:
+        if (
+            allowed.count == allowed.sealed == index.traits.rows
+            and min(positions[:, choice.candidates - 1].tolist()) >= 0
+        ):
             # The common case: every row of the index may be a hit, there are no others, and no place is empty; those
             # are the last ones.
             return self._rank_table(queries, candidates.of_all(found, wanted), k, plan)
@@ -256,18 +257,18 @@ def _joined_queries(queries: Sequence[F32]) -> F32:
 def _as_they_are(snapshot: Snapshot, requests: Sequence[Request], outcome: _Outcome) -> list[ShardHits]:
     """The answers of requests that leave nothing out: slices of the outcome, whose plan they share."""
     ranked, found, first = outcome.ranked, [], 0
-    all_ids, names = snapshot.ids, ranked.slots.tolist()
+    slots, bounds = ranked.slots.tolist(), ranked.offsets.tolist()
     for request in requests:
         options, last = request.options, first + len(request.queries)
-        start, stop = int(ranked.offsets[first]), int(ranked.offsets[last])
-        slots = ranked.slots[start:stop]
+        start, stop = bounds[first], bounds[last]
+        rows = ranked.slots[start:stop]
         found.append(
             ShardHits(
-                ids=list(map(all_ids.__getitem__, names[start:stop])),
+                ids=list(map(snapshot.ids.__getitem__, slots[start:stop])),
                 scores=ranked.scores[start:stop],
                 offsets=ranked.offsets[first : last + 1] - start,
-                attributes=attributes.take(snapshot.table, slots, options.attributes) if options.attributes else None,
-                vectors=snapshot.spaces[options.space].vectors(slots) if options.vectors else None,
+                attributes=attributes.take(snapshot.table, rows, options.attributes) if options.attributes else None,
+                vectors=snapshot.spaces[options.space].vectors(rows) if options.vectors else None,
                 plan=outcome.plan,
                 version=snapshot.version,
             )

@@ -16,7 +16,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
 
-from likewise.shards import index_build, reads
+from likewise.shards import faiss_threads, reads
 from likewise.shards.attributes import check_names
 from likewise.shards.batcher import MAX_BATCH, MAX_QUEUED, Batcher, ShardBatch
 from likewise.shards.follower import Follower
@@ -73,9 +73,7 @@ class ShardLimits:
 
 def build_executor(workers: int = 1) -> ThreadPoolExecutor:
     """Threads for index builds that give way to searches; one pool may serve all shards of a process."""
-    return ThreadPoolExecutor(
-        workers, thread_name_prefix="likewise-build", initializer=index_build.lower_thread_priority
-    )
+    return ThreadPoolExecutor(workers, thread_name_prefix="likewise-build", initializer=faiss_threads.give_way)
 
 
 class Shard:
@@ -138,8 +136,7 @@ class Shard:
             max_batch=limits.max_batch,
             max_queued=limits.max_queued,
             on_batch=on_batch,
-            # A filter may have to be evaluated anew, which no search before it tells.
-            inline=lambda key: not key.filter,
+            inline=self._is_known,
         )
         self._orders = reads.IdOrder()
 
@@ -292,6 +289,11 @@ class Shard:
         )
         self._guard.earn(time.monotonic() - started)
         return found
+
+    def _is_known(self, key: BatchKey) -> bool:
+        """Whether a search takes what one like it did: a filter may have to be evaluated anew, which takes longer."""
+        partition = self._follower.partition
+        return not key.filter or (partition is not None and self._masks.holds(partition.snapshot, key.filter))
 
     def _newest(self) -> Snapshot | None:
         partition = self._follower.partition

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 from tests.unit.panic import Panic
 
-from likewise.shards.batcher import Batcher, _Budget
+from likewise.shards.batcher import ALONE_S, Batcher, ShardBatch, _Budget
 from likewise.shards.protocols import Overloaded, Unavailable
 from likewise.shards.search_threads import SearchThreads
 
@@ -169,6 +169,16 @@ async def test_closing_ends_the_running_batch_and_refuses_the_rest(batcher: Batc
         await batcher.submit("a", 3, queries=1)
 
 
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do() -> None:
     threads: list[int] = []
 
@@ -177,7 +187,8 @@ async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do(
         return [10 * request for request in requests]
 
     with SearchThreads(1, name="search") as executor:
-        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda key: key == "a")
+        clock = Clock()
+        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda key: key == "a", clock=clock)
         here = threading.get_ident()
         assert await ask(batcher, "a", 1) == 10
         assert await ask(batcher, "a", 2) == 20
@@ -190,15 +201,44 @@ async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do(
     assert [thread == here for thread in threads] == [False, True, False, False, False]
 
 
+async def test_a_request_that_comes_by_itself_is_answered_at_once_and_one_close_behind_waits_for_company() -> None:
+    batches: list[list[int]] = []
+
+    def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
+        batches.append(list(requests))
+        return [10 * request for request in requests]
+
+    with SearchThreads(1, name="search") as executor:
+        clock = Clock()
+        told: list[ShardBatch] = []
+        batcher: Batcher[str, int, int] = Batcher(
+            run, executor, inline=lambda _: True, clock=clock, on_batch=told.append
+        )
+        assert await ask(batcher, "a", 1) == 10
+        clock.now += 2 * ALONE_S
+        alone = batcher.submit("a", 2, queries=1)
+        with pytest.raises(StopIteration) as ended:
+            alone.send(None)  # it does not wait for a turn of the event loop
+        assert ended.value.value.result == 20
+        assert [*await asyncio.gather(*(ask(batcher, "a", n) for n in (3, 4, 5)))] == [30, 40, 50]
+        await batcher.close()
+
+    assert batches == [[1], [2], [3, 4, 5]]
+    assert told == [(1, 0), (1, 0), (3, 0)]
+
+
 async def test_a_request_that_fails_on_the_event_loop_fails_alone() -> None:
     def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
         return [10 // request for request in requests]
 
     with SearchThreads(1, name="search") as executor:
-        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda _: True)
+        clock = Clock()
+        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda _: True, clock=clock)
         assert await ask(batcher, "a", 1) == 10
-        with pytest.raises(ZeroDivisionError):
-            await ask(batcher, "a", 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                await ask(batcher, "a", 0)
+            clock.now += 2 * ALONE_S  # the next one at once
         assert await ask(batcher, "a", 5) == 2
         await batcher.close()
 

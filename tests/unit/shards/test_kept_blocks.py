@@ -14,7 +14,7 @@ from tests.unit.shards.fakes import MemoryStore, gallery, hits_of, oracle, unit
 from tests.unit.shards.store_fixtures import SPEC as STORED_SPEC
 from tests.unit.shards.store_fixtures import table
 
-from likewise.shards import index, index_build
+from likewise.shards import faiss_threads, index_build
 from likewise.shards.cache import SealedCache
 from likewise.shards.index import SealedIndex
 from likewise.shards.partition import Partition
@@ -131,12 +131,13 @@ def test_a_partition_read_beside_an_index_has_vectors_for_the_other_rows_only(tm
 
 def test_a_build_leaves_cores_to_searches_while_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
-    monkeypatch.setattr(index_build, "_THREADS", 4)
+    monkeypatch.setattr(faiss_threads, "THREADS", 4)
+    monkeypatch.setattr(faiss_threads._calling, "told", 0)
     monkeypatch.setattr(index_build, "next_piece", lambda rows, took_s, dim: rows)
     builder = threading.get_ident()
     # FAISS sets it for the calling thread: what another test has left running in this process is none of the build's.
     note = lambda count: threads.append(count) if threading.get_ident() == builder else None  # noqa: E731
-    monkeypatch.setattr(index.faiss, "omp_set_num_threads", note)
+    monkeypatch.setattr("faiss.omp_set_num_threads", note)
     searches = iter([True, False, True])
 
     index_build.build(

@@ -83,3 +83,21 @@ def test_without_a_filter_nothing_is_copied() -> None:
     cache, rows = FilterCache([PRICE]), snapshot()
 
     assert cache.gathered(rows, cache.allowed(rows, b""), "s") is None
+
+
+def test_a_filter_is_held_until_it_is_evaluated_anew_or_its_rows_are_let_go() -> None:
+    row_bytes = 4 * DIM + 8
+    cache, before = FilterCache([PRICE], max_bytes=2 * 45 * row_bytes + 600), snapshot()
+    after = snapshot(mutation=1, dead=70)
+    filter = at_least(55)
+
+    assert not cache.holds(before, filter)
+    allowed = cache.allowed(before, filter)
+    assert cache.holds(before, filter)
+    assert not cache.holds(after, filter)
+    assert cache.gathered(before, allowed, "s") is not None
+    assert cache.holds(before, filter)
+    for price in (56, 57):  # whose rows take the place of those
+        cache.allowed(before, filter)
+        assert cache.gathered(before, cache.allowed(before, at_least(price)), "s") is not None
+    assert not cache.holds(before, filter)
