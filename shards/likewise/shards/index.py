@@ -110,6 +110,11 @@ class SealedIndex:
             nprobe=self.nprobe or default_nprobe(nlist),
         )
 
+    @functools.cached_property
+    def reduced(self) -> F32 | None:
+        """(rows, width) float32 the rows as it holds them, if these are reduced; a view of its storage."""
+        return None if self.reduction is None else _storage(self.faiss_index)
+
     @property
     def filters(self) -> bool:
         """Whether `search` heeds its mask; otherwise what it finds has to be filtered."""

@@ -50,7 +50,7 @@ class Gathered:
 
     Attributes:
         slots: (rows,) int64, ascending.
-        vectors: (rows, dim) float32.
+        vectors: (rows, dim) float32; or, of the sealed ones alone, the reduced ones where there are such.
     """
 
     slots: I64
@@ -122,8 +122,13 @@ class FilterCache:
         kept = self._get(key)
         if isinstance(kept, Gathered):
             return kept
-        slots = np.flatnonzero(allowed.mask)
-        gathered = Gathered(slots, np.ascontiguousarray(rows.vectors(slots)))
+        reduced = rows.reduced
+        if reduced is None:
+            slots = np.flatnonzero(allowed.mask)
+            gathered = Gathered(slots, np.ascontiguousarray(rows.vectors(slots)))
+        else:
+            slots = np.flatnonzero(allowed.mask[: snapshot.sealed])
+            gathered = Gathered(slots, reduced[slots])
         self._put(key, gathered, _gathered_bytes(snapshot, allowed, space))
         return gathered
 
@@ -172,8 +177,11 @@ def _allowed_key(snapshot: Snapshot, filter: bytes) -> Hashable:
 
 
 def _gathered_bytes(snapshot: Snapshot, allowed: Allowed, space: str) -> int:
-    dim: int = snapshot.spaces[space].sealed.shape[1]
-    return allowed.count * (4 * dim + 8)
+    rows = snapshot.spaces[space]
+    reduced = rows.reduced
+    held = rows.sealed if reduced is None else reduced
+    count = allowed.count if reduced is None else allowed.sealed
+    return count * (4 * int(held.shape[1]) + 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,13 @@ ROWS_PER_EF: Final = 40
 whose block is kept between searches, 2.7 us a candidate. One query alone compares 10 rows in that time."""
 
 REDUCED_ROWS_PER_EF: Final = 18
-"""The same where the index holds reduced vectors: 1.1 us a candidate, 2.2 for one query alone, which compares 20 rows
-in that time (50,000 x 512 reduced to 64)."""
+"""The same where the index holds reduced vectors and the rows are compared whole: 1.1 us a candidate, 2.2 for one query
+alone, which compares 20 rows in that time (50,000 x 512 reduced to 64)."""
+
+BOUNDED_ROWS_PER_EF: Final = 100
+"""The same where reduced vectors are compared too (`likewise.shards.scan`). 50,000 x 512 reduced to 32, in batches of
+8: 3.4 ns a row, 0.5 us a candidate; one query alone 11 ns and 1.6 us; of 32 1.8 ns and 0.5 us. The wider they are, the
+less there is between the two."""
 
 SCATTERED_COST: Final = 3
 """How much more a row costs where those that pass a filter are too many to be kept side by side: they are copied for
@@ -90,6 +95,7 @@ class Demand(NamedTuple):
         sealed_allowed: Those of them in the sealed index.
         filtered: There is a filter.
         scattered: The allowed rows are too many to be kept side by side.
+        loose: What reduced vectors tell of rows is not enough, they have to be compared whole.
         exact: As in `SearchOptions`; False asks for the index even where comparing all is cheaper.
         ef: As in `SearchOptions`.
         nprobe: As in `SearchOptions`.
@@ -102,6 +108,7 @@ class Demand(NamedTuple):
     sealed_allowed: int
     filtered: bool = False
     scattered: bool = False
+    loose: bool = False
     exact: bool | None = None
     ef: int | None = None
     nprobe: int | None = None
@@ -144,11 +151,12 @@ def choose(demand: Demand, index: IndexTraits | None, exact_rows: int | None = N
     if approximate.depth >= index.rows or max(approximate.depth, approximate.ef) > MAX_LIST:
         return exact
     if demand.exact is None:
-        cost = demand.allowed * (SCATTERED_COST if demand.scattered else 1)
+        # The fresh rows are compared one by one in either case.
+        cost = demand.sealed_allowed * (SCATTERED_COST if demand.scattered else 1)
         few = EXACT_ROWS.get(index.kind, OTHER_EXACT_ROWS) if exact_rows is None else exact_rows
         if demand.filtered and cost <= few:
             return exact
-        if cost <= _cost_in_rows(approximate, index):
+        if cost <= _cost_in_rows(approximate, index, loose=demand.loose):
             return exact
     return approximate
 
@@ -190,10 +198,12 @@ def default_ef(depth: int) -> int:
     return max(DEFAULT_EF, 2 * depth, min(8 * depth, STEADY_EF))
 
 
-def _cost_in_rows(choice: Choice, index: IndexTraits) -> float:
+def _cost_in_rows(choice: Choice, index: IndexTraits, *, loose: bool) -> float:
     """Rows side by side that could be compared exactly in the time of an approximate search."""
     if index.kind == "hnsw":
-        return (REDUCED_ROWS_PER_EF if index.reduced else ROWS_PER_EF) * choice.ef
+        if not index.reduced:
+            return ROWS_PER_EF * choice.ef
+        return (REDUCED_ROWS_PER_EF if loose else BOUNDED_ROWS_PER_EF) * choice.ef
     if index.kind == "ivf":
         return index.rows * choice.nprobe / index.nlist
     return choice.depth

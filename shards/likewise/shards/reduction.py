@@ -12,8 +12,9 @@ Whether directions do, and how many, is tried out on the rows themselves, so tha
 are not reduced at all. What was measured is in docs/where-the-time-goes.md. Pure functions.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +37,29 @@ _K: Final = 10
 _EXTRA: Final = 5
 """Rows that may have to be scored beside the k best, for 95 of 100 queries."""
 
+_U: Final = 2.0**-24
+"""Largest relative error of a float32 rounding."""
+
 _SAFETY: Final = 1.5
 _ROUNDS: Final = 6
 _SPARE: Final = 16
+
+
+class Bounds(NamedTuple):
+    """How near reduced rows are to n queries, at most and at least.
+
+    The product u of a row with `queries` is an upper bound, u - spread * (what is left out of the row) a lower one,
+    each but for half of the margin.
+
+    Attributes:
+        queries: (n, width) float32.
+        spreads: (n,) float32.
+        margins: (n,) float32.
+    """
+
+    queries: F32
+    spreads: F32
+    margins: F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +85,23 @@ class Reduction:
         # now and then an answer; nor has this to take a lock of BLAS, see `recall_check`.
         inside = np.vecdot(self.directions, vectors[:, np.newaxis])
         return np.concatenate((inside, _left_out(inside)), axis=1)
+
+    def bounds(self, queries: F32) -> Bounds:
+        """What reduced rows tell of their inner products with unit vectors (n, dim), whatever float32 loses.
+
+        With the exact coordinates P and lengths r of what they leave out, |qv - (Pq Pv)| <= r(q) r(v) (Cauchy and
+        Schwarz). A coordinate of float32 is off by at most (dim + 2) u, u = 2**-24, of it 2 u because directions are
+        rounded too (Higham, 3.5), so all coordinates by e = (dim + 2) u sqrt(width), the inner product of two by
+        2 e + e**2, the square of r by that and some roundings, below `loss` in either case, and r by sqrt(loss).
+        So r(q) r(v) <= a (r'(v) + sqrt(loss)) for the computed r' and a = r'(q) + sqrt(loss).
+        """
+        off = (queries.shape[1] + 2) * _U * math.sqrt(self.width)
+        loss = 2 * off + off * off + (self.width + 16) * _U
+        reduced = self.of(queries)
+        left_out = reduced[:, -1] + np.float32(math.sqrt(loss))
+        reduced[:, -1] = left_out
+        margins = np.float32(2.0) * (left_out * np.float32(math.sqrt(loss)) + np.float32(loss))
+        return Bounds(reduced, np.float32(2.0) * left_out, margins)
 
     def margins(self, reduced: F32) -> F32:
         """(n, 1) how far below the k-th best score a row has to be found to be no hit, for reduced queries."""

@@ -57,6 +57,11 @@ class SpaceRows:
     norms: F32
     index: SealedIndex | None
 
+    @property
+    def reduced(self) -> F32 | None:
+        """(sealed, width) float32 the sealed rows as the index's reduction has them; None without one."""
+        return None if self.index is None else self.index.reduced
+
     def vectors(self, slots: I64) -> F32:
         """(m, dim) copies of the rows at `slots`."""
         if len(self.fresh) == 0:

@@ -9,11 +9,13 @@ import numpy as np
 
 from likewise.shards import attributes, candidates, planner
 from likewise.shards.candidates import Table, Wanted
-from likewise.shards.distance import MAX_BATCH_HITS, Abandoned, Part, Ranked, rank, rank_table, scan
+from likewise.shards.distance import Ranked, rank, rank_table
+from likewise.shards.exact import ExactSearch
 from likewise.shards.masks import Allowed, FilterCache
 from likewise.shards.planner import Choice, Demand
 from likewise.shards.protocols import F32, I64, NOTHING, Exclusion, SearchOptions, ShardHits
 from likewise.shards.rows import Mask, Snapshot
+from likewise.shards.scan import MAX_BATCH_HITS, Abandoned
 from likewise.v1 import search_service_pb2 as pb
 
 MAX_EXTRA: Final = 64
@@ -148,6 +150,7 @@ class _Searcher:
         self._masks = masks
         self._exact_rows = exact_rows
         self._stop = stop
+        self._comparison = ExactSearch(snapshot, key.space, masks, stop)
 
     def search(self, queries: F32, k: int, allowed: Allowed) -> _Outcome:
         """The k best allowed rows of each query."""
@@ -182,27 +185,31 @@ class _Searcher:
                 pieces.append(_nothing(len(piece)))
             elif choice.kind in _EXACT:
                 plan.compared = allowed.count
-                pieces.append(self._scan(piece, k, self._parts(allowed)))
+                loosely = functools.partial(self._loosely, k=k, allowed=allowed, demand=demand, plan=plan)
+                pieces.append(self._exact(piece, k, allowed, loosely))
             else:
                 pieces.append(self._approximate(piece, k, allowed, choice, plan))
         return _Outcome(_joined(pieces), plan)
 
-    def _parts(self, allowed: Allowed, *, fresh_only: bool = False) -> list[Part]:
-        if allowed.filtered and not fresh_only:
-            gathered = self._masks.gathered(self._snapshot, allowed, self._key.space)
-            if gathered is not None:
-                return [Part(gathered.vectors, 0, slots=gathered.slots)]
-        sealed, parts = self._snapshot.sealed, []
-        if allowed.sealed and not fresh_only:
-            rows = None if allowed.sealed == sealed else np.flatnonzero(allowed.mask[:sealed])
-            parts.append(Part(self._space.sealed, 0, rows))
-        if fresh := allowed.count - allowed.sealed:
-            rows = None if fresh == self._snapshot.fresh else np.flatnonzero(allowed.mask[sealed:])
-            parts.append(Part(self._space.fresh, sealed, rows))
-        return parts
+    def _exact(self, queries: F32, k: int, allowed: Allowed, loosely: Callable[[F32], Ranked]) -> Ranked:
+        """All allowed rows compared; queries of which reduced ones tell too little are left to `loosely`."""
+        scanned = self._comparison.by_bounds(queries, k, allowed)
+        if scanned is None:
+            return self._comparison.whole(queries, k, allowed)
+        ranked, loose = scanned
+        if not loose.any():
+            return ranked
+        return _interleaved(ranked, loosely(np.ascontiguousarray(queries[loose])), loose)
 
-    def _scan(self, queries: F32, k: int, parts: Sequence[Part]) -> Ranked:
-        return scan(queries, parts, k, ids=self._snapshot.ids, gather=self._space.vectors, stop=self._stop)
+    def _loosely(self, queries: F32, k: int, allowed: Allowed, demand: Demand, plan: pb.ShardPlan) -> Ranked:
+        """As `_exact` for queries of which reduced rows tell too little; through the index where that is faster."""
+        index = self._space.index
+        demand = demand._replace(loose=True, scattered=demand.filtered)
+        choice = planner.choose(demand, index.traits if index else None, self._exact_rows)
+        if choice.kind in _EXACT:
+            return self._comparison.whole(queries, k, allowed)
+        plan.kind, plan.ef = choice.kind, choice.ef
+        return self._approximate(queries, k, allowed, choice, plan)
 
     def _approximate(self, queries: F32, k: int, allowed: Allowed, choice: Choice, plan: pb.ShardPlan) -> Ranked:
         index = self._space.index
@@ -229,7 +236,7 @@ class _Searcher:
         owners, columns = np.nonzero(candidates.one_by_one(found, which, wanted) & ~short[:, np.newaxis])
         slots = positions[owners, columns]
         if allowed.count > allowed.sealed and not short.all():
-            fresh = self._scan(queries, k, self._parts(allowed, fresh_only=True))
+            fresh = self._comparison.fresh(queries, k, allowed)
             fresh_owners = np.repeat(np.arange(len(queries)), np.diff(fresh.offsets))
             useful = ~short[fresh_owners]
             owners = np.concatenate((owners, fresh_owners[useful]))
@@ -241,7 +248,8 @@ class _Searcher:
             return ranked
         plan.fallback = True
         plan.compared = allowed.count
-        exact = self._scan(np.ascontiguousarray(queries[short]), k, self._parts(allowed))
+        whole = functools.partial(self._comparison.whole, k=k, allowed=allowed)
+        exact = self._exact(np.ascontiguousarray(queries[short]), k, allowed, whole)
         return _interleaved(ranked, exact, short)
 
     def _rank_table(self, queries: F32, table: Table, k: int, plan: pb.ShardPlan) -> Ranked:

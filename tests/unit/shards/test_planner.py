@@ -24,6 +24,7 @@ def demands(draw: st.DrawFn) -> tuple[Demand, IndexTraits | None]:
         sealed_allowed=sealed_allowed,
         filtered=draw(st.booleans()),
         scattered=draw(st.booleans()),
+        loose=draw(st.booleans()),
         exact=draw(st.none() | st.booleans()),
         ef=draw(st.none() | st.integers(1, 65_536)),
         nprobe=draw(st.none() | st.integers(1, 65_536)),
@@ -89,22 +90,23 @@ def test_rows_that_are_not_side_by_side_are_never_compared_rather_than_others(
 
 
 def test_a_filter_whose_rows_are_copied_for_each_batch_is_searched_through_the_index_sooner() -> None:
-    index = IndexTraits("hnsw", rows=50_000, reduced=True)
-    fifth = demand(10_000, live=50_000)
-    tenth = demand(5_000, live=50_000)
-
-    assert choose(tenth, index).kind == pb.PLAN_KIND_EXACT_FILTERED
-    assert choose(tenth._replace(scattered=True), index).kind == pb.PLAN_KIND_ANN_FILTERED
-    assert choose(fifth, index._replace(reduced=False)).kind == pb.PLAN_KIND_EXACT_FILTERED
-    assert choose(fifth._replace(scattered=True), index._replace(reduced=False)).kind == pb.PLAN_KIND_ANN_FILTERED
-
-
-def test_a_candidate_of_a_reduced_index_costs_less_than_one_of_whole_vectors() -> None:
-    whole = IndexTraits("hnsw", rows=50_000)
+    index = IndexTraits("hnsw", rows=50_000)
     fifth = demand(10_000, live=50_000)
 
-    assert choose(fifth, whole).kind == pb.PLAN_KIND_EXACT_FILTERED
-    assert choose(fifth, whole._replace(reduced=True)).kind == pb.PLAN_KIND_ANN_FILTERED
+    assert choose(fifth, index).kind == pb.PLAN_KIND_EXACT_FILTERED
+    assert choose(fifth._replace(scattered=True), index).kind == pb.PLAN_KIND_ANN_FILTERED
+
+
+def test_reduced_rows_are_compared_where_whole_ones_would_not_be() -> None:
+    whole, reduced = IndexTraits("hnsw", rows=50_000), IndexTraits("hnsw", rows=50_000, reduced=True)
+    tenth, third = demand(5_000, live=50_000), demand(16_500, live=50_000)
+
+    assert choose(third, whole).kind == pb.PLAN_KIND_ANN_FILTERED
+    assert choose(third, reduced).kind == pb.PLAN_KIND_EXACT_FILTERED
+    assert choose(tenth, whole).kind == pb.PLAN_KIND_EXACT_FILTERED
+    # A candidate of a reduced index costs less than one of whole vectors.
+    assert choose(third._replace(loose=True), reduced).kind == pb.PLAN_KIND_ANN_FILTERED
+    assert choose(tenth._replace(loose=True, scattered=True), reduced).kind == pb.PLAN_KIND_ANN_FILTERED
 
 
 def test_the_fewer_rows_pass_the_deeper_the_index_is_asked() -> None:
