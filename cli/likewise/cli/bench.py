@@ -98,6 +98,7 @@ def search(
     m: Links = _SEARCH.m,
     ef_construction: Construction = _SEARCH.ef_construction,
     ef: Annotated[int, typer.Option(min=1, help="HNSW candidates while searching.")] = _SEARCH.ef,
+    exact: Annotated[bool, typer.Option("--exact", help="Ask for exact answers, whatever the index.")] = False,
     shards: Shards = _SEARCH.shards,
     runs: Runs = _SEARCH.runs,
     seconds: Seconds = _SEARCH.measure_s,
@@ -120,6 +121,7 @@ def search(
         m=m,
         ef_construction=ef_construction,
         ef=ef,
+        exact=exact,
         shards=shards,
         callers=_numbers("--callers", callers, int, low=1, high=10_000),
         filters=[

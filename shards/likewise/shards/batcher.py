@@ -21,8 +21,9 @@ from likewise.shards.search_threads import SearchThreads
 MAX_BATCH: Final = 256
 MAX_QUEUED: Final = 4_096
 
-INLINE_S: Final = 0.0005
-"""Longest search, as expected from those before, that may run on the event loop."""
+INLINE_S: Final = 0.001
+"""Longest search, as expected from those before, that may run on the event loop. In a thread it takes some 0.3 ms
+longer, for cold caches and waiting for the interpreter."""
 
 INLINE_SHARE: Final = 1 / 3
 """Of the event loop's time that such searches may take; beyond, other calls would wait for them."""
@@ -96,7 +97,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         self._on_batch = on_batch
         self._inline = inline
         self._clock = clock
-        self._inline_budget = _Budget(INLINE_SHARE, most_s=4 * INLINE_S)
+        self._inline_budget = _Budget(INLINE_SHARE, most_s=2 * INLINE_S)
         self._costs: OrderedDict[_Key, float] = OrderedDict()
         self._queue: deque[_Entry[_Key, _Request, _Result]] = deque()
         self._queued = 0

@@ -150,7 +150,10 @@ class _Searcher:
         self._masks = masks
         self._exact_rows = exact_rows
         self._stop = stop
-        self._comparison = ExactSearch(snapshot, key.space, masks, stop)
+
+    @property
+    def _comparison(self) -> ExactSearch:
+        return ExactSearch(self._snapshot, self._key.space, self._masks, self._stop)
 
     def search(self, queries: F32, k: int, allowed: Allowed) -> _Outcome:
         """The k best allowed rows of each query."""

@@ -39,7 +39,7 @@ class Job:
     Attributes:
         address: Server.
         requests: File with a `BatchSearchRequest`, the requests to send in turn, over and over.
-        client: "stub", "sdk" or "threads"; the SDK's requests are made of vector, k and filter.
+        client: "stub", "sdk" or "threads"; the SDK's requests are made of vector, k, filter, ef and exact.
         callers: Calls in progress at any time.
         warm_up_s: Seconds that do not count.
         measure_s: Seconds that do.
@@ -198,6 +198,8 @@ def _arguments(requests: Sequence[pb.SearchRequest]) -> list[dict[str, Any]]:
             given["where"] = Filter(request.filter)
         if request.params.HasField("ef"):
             given["ef"] = request.params.ef
+        if request.params.HasField("exact"):
+            given["exact"] = request.params.exact
         arguments.append(given)
     return arguments
 

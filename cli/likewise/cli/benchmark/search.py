@@ -44,6 +44,7 @@ class Plan:
         m: HNSW links.
         ef_construction: HNSW candidates while building.
         ef: HNSW candidates while searching.
+        exact: Searches ask for exact answers, whatever the index.
         shards: Partitions.
         callers: Numbers of calls in progress, measured one after the other.
         filters: Shares in percent that a filter leaves, None for no filter.
@@ -64,6 +65,7 @@ class Plan:
     m: int = 32
     ef_construction: int = 100
     ef: int = 32
+    exact: bool = False
     shards: int = 1
     callers: Sequence[int] = (1, 8, 32)
     filters: Sequence[float | None] = (None,)
@@ -73,6 +75,11 @@ class Plan:
     measure_s: float = 5.0
     threads: int = 2
     seed: int = 7
+
+    @property
+    def by_graph(self) -> bool:
+        """Whether searches walk a graph rather than compare all rows."""
+        return self.index != "flat" and not self.exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,7 @@ def run(plan: Plan, report: Report) -> None:
     dataset = data.clustered(plan.items, plan.dim, queries=plan.queries, seed=plan.seed)
     cases = [_case(dataset, percent, plan) for percent in plan.filters]
     hnsw = None
-    if plan.index != "flat":
+    if plan.by_graph:
         report.say("building raw FAISS HNSW")
         hnsw = limit_faiss.build_hnsw(
             dataset.base, m=plan.m, ef_construction=plan.ef_construction, threads=plan.threads
@@ -155,8 +162,10 @@ def search_request(plan: Plan, query: Any, where: Filter | None) -> pb.SearchReq
     """The message of one query."""
     request = pb.SearchRequest(gallery=GALLERY, k=plan.k)
     request.reference.vector.CopyFrom(encode_vector(query))
-    if plan.index != "flat":
+    if plan.by_graph:
         request.params.ef = plan.ef
+    elif plan.exact:
+        request.params.exact = True
     if where is not None:
         request.filter.CopyFrom(where.to_message())
     return request
@@ -302,4 +311,4 @@ def _what_was_searched(plan: Plan, dataset: Dataset, case: _Case) -> dict[str, A
 
 
 def _index_setting(plan: Plan) -> dict[str, Any]:
-    return {} if plan.index == "flat" else {"m": plan.m, "ef_construction": plan.ef_construction, "ef": plan.ef}
+    return {"m": plan.m, "ef_construction": plan.ef_construction, "ef": plan.ef} if plan.by_graph else {}
