@@ -28,8 +28,10 @@ longer, for cold caches and waiting for the interpreter."""
 INLINE_SHARE: Final = 1 / 3
 """Of the event loop's time that such searches may take; beyond, other calls would wait for them."""
 
-ALONE_S: Final = 0.0001
-"""A request that comes so soon after another one is taken to have company: it lets others of its turn come along."""
+BUSY_SHARE: Final = 0.85
+"""Of the event loop's time since the last batch, from which on it is taken to have other requests waiting, so that one
+that meets no other in the queue lets them come along. A lone caller's server is at work for 0.55 to 0.75 of it, that of
+two callers for more than 0.9; 32 that each make calls had 1,300 answers a second instead of 1,750 without this."""
 
 _COSTS_KEPT: Final = 256
 _NEWEST_WEIGHT: Final = 0.2
@@ -77,6 +79,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         on_batch: Told about every batch, on the event loop.
         inline: Whether a request of this key may run on the event loop when it is short; by default none may.
         clock: Seconds, growing.
+        own_clock: Seconds that the calling thread has been at work.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         on_batch: Callable[[ShardBatch], None] | None = None,
         inline: Callable[[_Key], bool] = lambda _: False,
         clock: Callable[[], float] = time.perf_counter,
+        own_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._run = run
         self._threads = threads
@@ -97,12 +101,13 @@ class Batcher(Generic[_Key, _Request, _Result]):
         self._on_batch = on_batch
         self._inline = inline
         self._clock = clock
+        self._own_clock = own_clock
         self._inline_budget = _Budget(INLINE_SHARE, most_s=2 * INLINE_S)
         self._costs: OrderedDict[_Key, float] = OrderedDict()
         self._queue: deque[_Entry[_Key, _Request, _Result]] = deque()
         self._queued = 0
         self._busy_s = 0.001
-        self._ended_s = 0.0
+        self._ended_at = (0.0, 0.0)
         self._due = False
         self._running: asyncio.Future[None] | None = None
         self._closed = False
@@ -127,8 +132,10 @@ class Batcher(Generic[_Key, _Request, _Result]):
                 retry_after_s=self._busy_s * (1 + self._queued / self._max_batch),
             )
         now = self._clock()
-        if queries == 1 and self._is_alone(now) and self._is_short(key, now):
-            return self._at_once(key, request, now)
+        if queries == 1 and self._running is None and not self._queue:
+            own = self._own_clock()
+            if self._has_leisure(now, own) and self._is_short(key, now):
+                return self._at_once(key, request, now, own)
         loop = asyncio.get_running_loop()
         entry = _Entry(key, request, queries, loop.create_future(), now)
         self._queue.append(entry)
@@ -166,8 +173,9 @@ class Batcher(Generic[_Key, _Request, _Result]):
                 batch.failure = Unavailable(f"the shard cannot search: {error}")
                 self._done(batch, loop)
 
-    def _is_alone(self, now: float) -> bool:
-        return self._running is None and not self._queue and now - self._ended_s > ALONE_S
+    def _has_leisure(self, now: float, own: float) -> bool:
+        since, own_since = self._ended_at
+        return own - own_since < BUSY_SHARE * (now - since)
 
     def _is_short(self, key: _Key, now: float) -> bool:
         if not self._inline(key):
@@ -175,14 +183,14 @@ class Batcher(Generic[_Key, _Request, _Result]):
         cost = self._costs.get(key)
         return cost is not None and cost <= INLINE_S and self._inline_budget.covers(cost, now)
 
-    def _at_once(self, key: _Key, request: _Request, started: float) -> Timed[_Result]:
+    def _at_once(self, key: _Key, request: _Request, started: float, own: float) -> Timed[_Result]:
         """Answer a request that met no other where it is, which is two turns of the event loop less."""
-        own_s = time.thread_time()
         try:
             (result,) = self._run(key, (request,), _never)
         finally:
+            self._ended_at = self._clock(), self._own_clock()
             self._tell(ShardBatch(1, 0))
-        self._ended(key, time.thread_time() - own_s, started)
+        self._ended(key, self._ended_at[1] - own, started)
         return Timed(result, 0, int(self._busy_s * 1e6))
 
     def _work(self, batch: "_Batch[_Key, _Request, _Result]", loop: asyncio.AbstractEventLoop) -> None:
@@ -224,6 +232,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
                 if not entry.future.done():
                     entry.future.set_exception(batch.failure)
             return
+        self._ended_at = self._clock(), self._own_clock()
         self._ended(batch.key, batch.own_s / batch.queries, batch.started)
         search_us = int(self._busy_s * 1e6)
         for entry, result in zip(batch.entries, batch.results, strict=True):
@@ -232,8 +241,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
 
     def _ended(self, key: _Key, cost: float, started: float) -> None:
         """Remember what each query of a batch took, in seconds of its thread."""
-        self._ended_s = self._clock()
-        self._busy_s = self._ended_s - started
+        self._busy_s = self._ended_at[0] - started
         before = self._costs.pop(key, cost)
         self._costs[key] = before + _NEWEST_WEIGHT * (cost - before)
         if len(self._costs) > _COSTS_KEPT:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 from tests.unit.panic import Panic
 
-from likewise.shards.batcher import ALONE_S, Batcher, ShardBatch, _Budget
+from likewise.shards.batcher import BUSY_SHARE, Batcher, ShardBatch, _Budget
 from likewise.shards.protocols import Overloaded, Unavailable
 from likewise.shards.search_threads import SearchThreads
 
@@ -170,13 +170,20 @@ async def test_closing_ends_the_running_batch_and_refuses_the_rest(batcher: Batc
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Time that passes when it is told to, for a share of which the thread is at work."""
 
     def __init__(self) -> None:
-        self.now = 1.0
+        self.now, self.own = 1.0, 0.0
 
     def __call__(self) -> float:
         return self.now
+
+    def at_work(self) -> float:
+        return self.own
+
+    def passes(self, seconds: float, share: float) -> None:
+        self.now += seconds
+        self.own += share * seconds
 
 
 async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do() -> None:
@@ -187,8 +194,7 @@ async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do(
         return [10 * request for request in requests]
 
     with SearchThreads(1, name="search") as executor:
-        clock = Clock()
-        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda key: key == "a", clock=clock)
+        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda key: key == "a", clock=Clock())
         here = threading.get_ident()
         assert await ask(batcher, "a", 1) == 10
         assert await ask(batcher, "a", 2) == 20
@@ -201,25 +207,26 @@ async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do(
     assert [thread == here for thread in threads] == [False, True, False, False, False]
 
 
-async def test_a_request_that_comes_by_itself_is_answered_at_once_and_one_close_behind_waits_for_company() -> None:
+async def test_a_request_is_answered_at_once_on_an_idle_event_loop_and_waits_for_company_on_a_busy_one() -> None:
     batches: list[list[int]] = []
+    told: list[ShardBatch] = []
+    clock = Clock()
 
     def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
         batches.append(list(requests))
         return [10 * request for request in requests]
 
     with SearchThreads(1, name="search") as executor:
-        clock = Clock()
-        told: list[ShardBatch] = []
         batcher: Batcher[str, int, int] = Batcher(
-            run, executor, inline=lambda _: True, clock=clock, on_batch=told.append
+            run, executor, inline=lambda _: True, clock=clock, own_clock=clock.at_work, on_batch=told.append
         )
         assert await ask(batcher, "a", 1) == 10
-        clock.now += 2 * ALONE_S
+        clock.passes(0.001, BUSY_SHARE - 0.05)
         alone = batcher.submit("a", 2, queries=1)
         with pytest.raises(StopIteration) as ended:
             alone.send(None)  # it does not wait for a turn of the event loop
         assert ended.value.value.result == 20
+        clock.passes(0.001, BUSY_SHARE + 0.05)
         assert [*await asyncio.gather(*(ask(batcher, "a", n) for n in (3, 4, 5)))] == [30, 40, 50]
         await batcher.close()
 
@@ -233,12 +240,14 @@ async def test_a_request_that_fails_on_the_event_loop_fails_alone() -> None:
 
     with SearchThreads(1, name="search") as executor:
         clock = Clock()
-        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda _: True, clock=clock)
+        batcher: Batcher[str, int, int] = Batcher(
+            run, executor, inline=lambda _: True, clock=clock, own_clock=clock.at_work
+        )
         assert await ask(batcher, "a", 1) == 10
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
                 await ask(batcher, "a", 0)
-            clock.now += 2 * ALONE_S  # the next one at once
+            clock.passes(0.001, 0.5)  # the next one at once
         assert await ask(batcher, "a", 5) == 2
         await batcher.close()
 
