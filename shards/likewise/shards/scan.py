@@ -114,7 +114,8 @@ def scan(
 ) -> Scanned:
     """The k best rows of all parts for each of the (n, d) queries, exactly.
 
-    Memory beside the parts is bounded by a strip and about 4 * n * k candidates for each thread, whatever the ties.
+    Memory beside the parts is bounded by a strip and about 4 * n * k candidates for each thread, whatever the ties;
+    with bounds by n * (4 * k + 1,024).
 
     Args:
         queries: (n, d) float32, unit length.

@@ -111,9 +111,10 @@ async def test_headers_come_before_the_first_message() -> None:
     assert not done
 
 
-async def test_a_search_that_is_given_up_is_ended_and_has_no_answer() -> None:
+@pytest.mark.parametrize("in_flight", [1, 8])
+async def test_a_search_that_is_given_up_is_ended_and_has_no_answer(in_flight: int) -> None:
     galleries = FakeGalleries()
-    async with shop(galleries, shards=1) as stubs:
+    async with shop(galleries, shards=1, stream_in_flight=in_flight) as stubs:
         shard = galleries.shards("shop")[0]
         shard.gate = asyncio.Event()
         call = stubs.search.StreamSearch()

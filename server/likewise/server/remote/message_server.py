@@ -87,7 +87,9 @@ class _Stream(Generic[QuestionT, AnswerT]):
         self._questions = questions
         self._answer = answer
         self._write = write
-        self._untaken = in_flight  # places for workers
+        self._free = in_flight  # counted here: a semaphore takes seven calls of Python a question
+        self._room: asyncio.Future[None] | None = None
+        self._untaken = in_flight + 1  # places for workers: one more reads what gives up the questions of the others
         self._tasks = tasks
         self._reader: asyncio.Task[None] | None = None
         self._idle: list[tuple[asyncio.Task[None], asyncio.Future[None]]] = []
@@ -157,10 +159,17 @@ class _Stream(Generic[QuestionT, AnswerT]):
 
     async def _serve(self, question: Any, worker: asyncio.Task[None]) -> None:
         number = question.correlation_id
+        while not self._free:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+        self._free -= 1
         self._in_work[number] = worker
         try:
             answer = await self._answer(question)
         finally:
+            self._free += 1
+            if self._room is not None and not self._room.done():
+                self._room.set_result(None)
             # Before it is written: gRPC ends a stream whose writer is cancelled.
             if self._in_work.get(number) is worker:
                 del self._in_work[number]
