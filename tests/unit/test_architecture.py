@@ -13,7 +13,11 @@ ROOTS = ("cli", "server", "shards", "export", "clients/python")
 # Each heavy dependency has one or two doors; "export" means anywhere below export/.
 DOORS = {
     # The benchmark's limits are these libraries themselves.
-    "faiss": {"shards/likewise/shards/index.py", "cli/likewise/cli/benchmark/limit_faiss.py"},
+    "faiss": {
+        "shards/likewise/shards/index.py",
+        "shards/likewise/shards/faiss_threads.py",
+        "cli/likewise/cli/benchmark/limit_faiss.py",
+    },
     "lance": {
         "shards/likewise/shards/store.py",
         "shards/likewise/shards/gallery_store.py",

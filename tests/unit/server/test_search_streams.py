@@ -217,7 +217,7 @@ async def test_an_answer_over_the_message_limit_is_refused_and_the_stream_goes_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with shop() as stubs:
-        monkeypatch.setattr("likewise.server.call_handlers.MAX_MESSAGE_BYTES", 400)
+        monkeypatch.setattr("likewise.server.call_handlers.MAX_MESSAGE_BYTES", 300)
         answers = await _asked(stubs, _one(1, k=20), _one(2))
 
     assert (answers[1].error.code, _reason(answers[1])) == (EXHAUSTED, "RESPONSE_TOO_LARGE")
