@@ -6,7 +6,7 @@ the same for every batch, block and partition.
 
 Rows may be there as reduced ones (`likewise.shards.reduction`), a sixteenth of the memory. What these tell is how near
 a row can be at most, and at least: a row is a candidate if it can be nearer than k others are at least. That is exact
-too, and of 50,000 embeddings leaves 12 to 20 to be scored for the 10 best.
+too, and of 50,000 embeddings leaves some 20 to be scored for the 10 best.
 
 Measured on two cores, see docs/where-the-time-goes.md.
 """
