@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from likewise.client import Client
+from likewise.client import Client, LikewiseError
 
 DIM = 16
 PACE_S = 0.02
@@ -71,10 +71,16 @@ def frozen(address: str) -> Iterator[None]:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    """Return when something holds that takes a process's start at most."""
+    """Return when something holds that takes a process's start at most; an answer that is an error is none yet."""
     end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end, "it does not hold after a minute and a half"
+    why = "it is false"
+    while True:
+        try:
+            if holds():
+                return
+        except LikewiseError as error:
+            why = f"{type(error).__name__}: {error}"
+        assert time.monotonic() < end, f"it does not hold after a minute and a half: {why}"
         time.sleep(0.05)
 
 

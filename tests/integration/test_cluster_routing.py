@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from likewise.server.errors import NotFound, Unavailable
 from likewise.server.galleries import EmbeddedGalleries, StoreOptions
 from likewise.server.protocols import Galleries, GalleryHandle
 from likewise.shards import layout
+from likewise.shards.lock import StoreLock
 from likewise.shards.protocols import F32, SearchOptions, ShardHits
 from likewise.shards.protocols import Unavailable as PartUnavailable
 from likewise.shards.spec import AttributeSpec, GallerySpec, SpaceSpec, vector_space_digest
@@ -196,6 +198,29 @@ async def test_a_second_cluster_on_the_same_store_is_refused(cluster: RayCluster
     started: Started = await other.start.remote()
 
     assert "is in use by process" in started.failure
+    ray.kill(other)
+
+
+async def test_a_controller_whose_start_failed_can_be_started_again_on_its_port(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    controller = cluster.options.controller
+    host = replace(controller.host, store=StoreOptions(str(tmp_path / "store")), listen="127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    remote: Any = RemoteController
+    # In a namespace where no part is another controller's.
+    other = remote.options(num_cpus=0, namespace="again").remote(
+        replace(controller, host=host, namespace="again", port=port, lock_wait_s=0.0)
+    )
+
+    with StoreLock(tmp_path / "store"):
+        first: Started = await other.start.remote()
+    second: Started = await other.start.remote()
+
+    assert "is in use by process" in first.failure
+    assert second == Started(address=f"127.0.0.1:{port}")
+    await other.stop.remote()
     ray.kill(other)
 
 

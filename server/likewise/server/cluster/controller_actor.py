@@ -111,30 +111,42 @@ class ControllerActor:
                 await self._controller.close(stop_parts=True)
 
     async def _start(self) -> str:
+        # Bound before anything is placed that nobody could be told of, and kept by a start that fails for the next one,
+        # for which this process could not bind it again.
+        self._endpoint = self._endpoint or await self._bound()
+        self._controller = await self._taken_up()
+        servicer = ControllerServicer(self._controller)
+        pb_grpc.add_ControllerServiceServicer_to_server(servicer, self._endpoint.server)
+        return await self._endpoint.start()
+
+    async def _taken_up(self) -> Controller:
+        """A controller that has the store and looks after its parts; it lets go of both if it does not come so far."""
         options = self._options
-        endpoint = await self._bound()
         repositories = await asyncio.to_thread(read_repositories, options.host.models)
-        if self._catalogue is None:
-            uri = options.host.store.uri
-            self._catalogue = await asyncio.to_thread(
-                StoreCatalogue, uri, lock_wait_s=options.lock_wait_s, export_root=options.export_root
-            )
-        placement = RayPlacement(options.host, options.resources, namespace=options.namespace)
-        self._controller = Controller(
-            self._catalogue,
-            placement,
+        catalogue = await asyncio.to_thread(
+            StoreCatalogue,
+            options.host.store.uri,
+            lock_wait_s=options.lock_wait_s,
+            export_root=options.export_root,
+        )
+        controller = Controller(
+            catalogue,
+            RayPlacement(options.host, options.resources, namespace=options.namespace),
             models=[model.manifest for repository in repositories for model in repository.models],
             folders=[repository.path for repository in repositories],
             replicas=options.encoder_replicas,
         )
-        await self._controller.start()
-        await self._controller.settle(timeout_s=SETTLE_S)
-        self._endpoint = endpoint
-        pb_grpc.add_ControllerServiceServicer_to_server(ControllerServicer(self._controller), self._endpoint.server)
-        return await self._endpoint.start()
+        try:
+            await controller.start()
+            await controller.settle(timeout_s=SETTLE_S)
+        except BaseException:
+            await controller.close(stop_parts=False)
+            raise
+        self._catalogue = catalogue
+        return controller
 
     async def _bound(self) -> Endpoint:
-        """An endpoint on the port that is asked for: before anything is placed that nobody could be told of."""
+        """An endpoint on the port that is asked for."""
         host = self._options.host.listen or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         give_up = time.monotonic() + self._options.lock_wait_s
         while True:
