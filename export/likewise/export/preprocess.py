@@ -127,9 +127,22 @@ def to_tensor(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.float32
         else:
             # As the two libraries do it: Pillow rounds a few pixels of a part otherwise than those of the whole.
             resized = image.resize(new, kernel).crop((left, top, left + spec.size, top + spec.size))
-    values = np.asarray(resized, np.float32) / np.float32(255)
-    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
-    return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1), np.float32)
+    return _normalised(resized, spec)
+
+
+def _normalised(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.float32]:
+    """(3, s, s) float32 of a square picture.
+
+    Plane by plane: the same arithmetic on (s, s, 3), with the planes taken apart at the end, takes ten times as long.
+    """
+    pixels = np.asarray(image)
+    planes = np.empty((3, *pixels.shape[:2]), np.float32)
+    for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
+        plane = planes[channel]
+        np.divide(pixels[..., channel], np.float32(255), out=plane, dtype=np.float32)
+        plane -= np.float32(mean)
+        plane /= np.float32(std)
+    return planes
 
 
 def _resized(width: int, height: int, spec: Preprocessing) -> tuple[int, int]:
