@@ -3,12 +3,13 @@
 Requests with equal keys may share a batch. The queue is bounded in queries; entries whose caller went away are dropped
 before they cost anything, and a batch nobody waits for any more is told to stop.
 
-A batch goes to a thread and back, which takes longer than a small search itself. So a lone request that is known to be
-short runs where it is, as long as such searches take no more than a share of the event loop's time.
+A batch goes to a thread and back, which takes longer than a small search itself. So a request that meets no other and
+is known to be short runs where it is, as long as such searches take no more than a share of the event loop's time.
 """
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -22,11 +23,11 @@ MAX_BATCH: Final = 256
 MAX_QUEUED: Final = 4_096
 
 INLINE_S: Final = 0.001
-"""Longest search, as expected from those before, that may run on the event loop. In a thread it takes some 0.3 ms
-longer, for cold caches and waiting for the interpreter."""
+"""Longest request, as expected from those before, that may run on the event loop. In a thread it takes some 0.15 to 0.3
+ms longer, for cold caches and waiting for the interpreter."""
 
-INLINE_SHARE: Final = 1 / 3
-"""Of the event loop's time that such searches may take; beyond, other calls would wait for them."""
+INLINE_SHARE: Final = 1 / 2
+"""Of the event loop's time that such requests may take; beyond, other calls would wait for them."""
 
 BUSY_SHARE: Final = 0.85
 """Of the event loop's time since the last batch, from which on it is taken to have other requests waiting, so that one
@@ -35,6 +36,8 @@ two callers for more than 0.9; 32 that each make calls had 1,300 answers a secon
 
 _COSTS_KEPT: Final = 256
 _NEWEST_WEIGHT: Final = 0.2
+_SURPRISE: Final = 4.0
+"""How many times longer than expected a batch takes that alone counts: the next ones may take as long, off the loop."""
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Request = TypeVar("_Request")
@@ -103,7 +106,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         self._clock = clock
         self._own_clock = own_clock
         self._inline_budget = _Budget(INLINE_SHARE, most_s=2 * INLINE_S)
-        self._costs: OrderedDict[_Key, float] = OrderedDict()
+        self._costs: OrderedDict[tuple[_Key, int], float] = OrderedDict()  # of a query, by key and octave of the batch
         self._queue: deque[_Entry[_Key, _Request, _Result]] = deque()
         self._queued = 0
         self._busy_s = 0.001
@@ -132,10 +135,10 @@ class Batcher(Generic[_Key, _Request, _Result]):
                 retry_after_s=self._busy_s * (1 + self._queued / self._max_batch),
             )
         now = self._clock()
-        if queries == 1 and self._running is None and not self._queue:
+        if self._running is None and not self._queue:
             own = self._own_clock()
-            if self._has_leisure(now, own) and self._is_short(key, now):
-                return self._at_once(key, request, now, own)
+            if self._has_leisure(now, own) and self._is_short(key, queries, now):
+                return self._at_once(key, request, queries, now, own)
         loop = asyncio.get_running_loop()
         entry = _Entry(key, request, queries, loop.create_future(), now)
         self._queue.append(entry)
@@ -163,7 +166,7 @@ class Batcher(Generic[_Key, _Request, _Result]):
         while self._running is None and (entries := self._next_batch()):
             started = self._clock()
             batch = _Batch(entries, started, self._queued)
-            if batch.queries == 1 and not self._queue and self._is_short(batch.key, started):
+            if batch.queries == 1 and not self._queue and self._is_short(batch.key, 1, started):
                 self._finish(self._answered(batch))
                 continue
             self._running = loop.create_future()
@@ -177,20 +180,20 @@ class Batcher(Generic[_Key, _Request, _Result]):
         since, own_since = self._ended_at
         return own - own_since < BUSY_SHARE * (now - since)
 
-    def _is_short(self, key: _Key, now: float) -> bool:
+    def _is_short(self, key: _Key, queries: int, now: float) -> bool:
         if not self._inline(key):
             return False
-        cost = self._costs.get(key)
-        return cost is not None and cost <= INLINE_S and self._inline_budget.covers(cost, now)
+        cost = queries * self._costs.get((key, queries.bit_length()), math.inf)
+        return cost <= INLINE_S and self._inline_budget.covers(cost, now)
 
-    def _at_once(self, key: _Key, request: _Request, started: float, own: float) -> Timed[_Result]:
+    def _at_once(self, key: _Key, request: _Request, queries: int, started: float, own: float) -> Timed[_Result]:
         """Answer a request that met no other where it is, which is two turns of the event loop less."""
         try:
             (result,) = self._run(key, (request,), _never)
         finally:
             self._ended_at = self._clock(), self._own_clock()
-            self._tell(ShardBatch(1, 0))
-        self._ended(key, self._ended_at[1] - own, started)
+            self._tell(ShardBatch(queries, 0))
+        self._ended(key, queries, self._ended_at[1] - own, started)
         return Timed(result, 0, int(self._busy_s * 1e6))
 
     def _work(self, batch: "_Batch[_Key, _Request, _Result]", loop: asyncio.AbstractEventLoop) -> None:
@@ -233,17 +236,19 @@ class Batcher(Generic[_Key, _Request, _Result]):
                     entry.future.set_exception(batch.failure)
             return
         self._ended_at = self._clock(), self._own_clock()
-        self._ended(batch.key, batch.own_s / batch.queries, batch.started)
+        self._ended(batch.key, batch.queries, batch.own_s, batch.started)
         search_us = int(self._busy_s * 1e6)
         for entry, result in zip(batch.entries, batch.results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(Timed(result, int((batch.started - entry.since) * 1e6), search_us))
 
-    def _ended(self, key: _Key, cost: float, started: float) -> None:
-        """Remember what each query of a batch took, in seconds of its thread."""
+    def _ended(self, key: _Key, queries: int, own_s: float, started: float) -> None:
+        """Remember what each query of a batch took, in seconds of its thread; several share what one bears alone."""
         self._busy_s = self._ended_at[0] - started
-        before = self._costs.pop(key, cost)
-        self._costs[key] = before + _NEWEST_WEIGHT * (cost - before)
+        alike, cost = (key, queries.bit_length()), own_s / queries
+        before = self._costs.pop(alike, cost)
+        weight = _NEWEST_WEIGHT if cost < _SURPRISE * before else 1.0
+        self._costs[alike] = before + weight * (cost - before)
         if len(self._costs) > _COSTS_KEPT:
             self._costs.popitem(last=False)
 

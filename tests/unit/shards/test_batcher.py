@@ -234,6 +234,51 @@ async def test_a_request_is_answered_at_once_on_an_idle_event_loop_and_waits_for
     assert told == [(1, 0), (1, 0), (3, 0)]
 
 
+async def test_a_request_of_several_queries_runs_on_the_event_loop_where_others_of_its_size_were_short() -> None:
+    clock = Clock()
+    threads: list[int] = []
+
+    def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
+        threads.append(threading.get_ident())
+        clock.passes(0.0001, 1.0)
+        return [10 * request for request in requests]
+
+    with SearchThreads(1, name="search") as executor:
+        batcher: Batcher[str, int, int] = Batcher(
+            run, executor, inline=lambda _: True, clock=clock, own_clock=clock.at_work
+        )
+        # What a query costs in company tells nothing of one by itself, and the other way round.
+        for queries in (8, 8, 12, 1, 1):
+            clock.passes(0.01, 0.1)
+            await ask(batcher, "a", 1, queries=queries)
+        await batcher.close()
+
+    here = threading.get_ident()
+    assert [thread == here for thread in threads] == [False, True, True, False, True]
+
+
+async def test_one_that_took_much_longer_than_expected_keeps_the_next_ones_off_the_event_loop() -> None:
+    clock = Clock()
+    threads: list[int] = []
+
+    def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
+        threads.append(threading.get_ident())
+        clock.passes(0.02 if requests[0] == 99 else 0.0001, 1.0)
+        return [10 * request for request in requests]
+
+    with SearchThreads(1, name="search") as executor:
+        batcher: Batcher[str, int, int] = Batcher(
+            run, executor, inline=lambda _: True, clock=clock, own_clock=clock.at_work
+        )
+        for request in (1, 2, 99, 4, 5):
+            clock.passes(0.01, 0.1)
+            await ask(batcher, "a", request)
+        await batcher.close()
+
+    here = threading.get_ident()
+    assert [thread == here for thread in threads] == [False, True, True, False, False]
+
+
 async def test_a_request_that_fails_on_the_event_loop_fails_alone() -> None:
     def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
         return [10 // request for request in requests]
