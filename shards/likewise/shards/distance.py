@@ -3,6 +3,7 @@
 They are computed row by row in float64, which makes order and ties the same for every batch, block and partition.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -12,12 +13,29 @@ import numpy.typing as npt
 from likewise.shards.protocols import F32, I64
 
 RESCORE_BYTES: Final = 1 << 19
-"""Of float64 rows at a time when candidates are scored: they stay in the cache of a core and in memory that the process
-has. Larger pieces came from fresh pages each time, 480 rows of 512 took 4.3 ms instead of 0.3."""
+"""Of float64 rows at a time when candidates are scored: they stay in the cache of a core."""
 
 F64 = npt.NDArray[np.float64]
-Gather = Callable[[I64], F32]
-"""Vectors (m, d) of slots (m,)."""
+Gather = Callable[[I64, F32], object]
+"""Writes the vectors of slots (m,) to (m, d)."""
+
+
+class _Room(threading.local):
+    """Where the calling thread puts rows to score: fresh pages for a few of them take as long as to score them."""
+
+    def __init__(self) -> None:
+        self._narrow: F32 = np.empty(RESCORE_BYTES // 8, dtype=np.float32)
+        self._wide: F64 = np.empty(RESCORE_BYTES // 8)
+
+    def of(self, rows: int, dim: int) -> tuple[F32, F64]:
+        """Two (rows, dim) matrices with anything in them, until the next call."""
+        numbers = rows * dim
+        if numbers > len(self._wide):  # not kept: a search for very many hits may never come again
+            return np.empty((rows, dim), dtype=np.float32), np.empty((rows, dim))
+        return self._narrow[:numbers].reshape(rows, dim), self._wide[:numbers].reshape(rows, dim)
+
+
+_room: Final = _Room()
 
 
 class Ranked(NamedTuple):
@@ -52,7 +70,7 @@ def rank(queries: F32, owners: I64, slots: I64, k: int, *, ids: Sequence[str], g
         slots: (candidates,) slots, distinct within a query.
         k: Hits a query.
         ids: Id of every slot.
-        gather: Vectors of slots.
+        gather: Copies vectors of slots.
     """
     scores = _scores(queries, owners, slots, gather)
     return select(owners, slots, scores, k, n=len(queries), ids=ids)
@@ -76,7 +94,7 @@ def rank_table(
     flat = np.ascontiguousarray(slots).reshape(-1)
     if n == 1:
         # By itself, without what lines of a table need: many searches come alone, and each call of numpy counts then.
-        scores = inner_products(queries, gather(flat))
+        scores = _piece_scores(queries, flat, gather)
         found = scores.tolist()
         if len(set(found)) == candidates:
             first = sorted(range(candidates), key=found.__getitem__, reverse=True)[:k]
@@ -101,12 +119,12 @@ def _scores(queries: F32, owners: I64, slots: I64, gather: Gather) -> F32:
     """(candidates,) float32 scores, in pieces of bounded size."""
     rows = max(1, RESCORE_BYTES // (8 * max(1, queries.shape[1])))
     if len(queries) == 1 and len(slots) <= rows:
-        return inner_products(queries, gather(slots))
+        return _piece_scores(queries, slots, gather)
     scores = np.empty(len(slots), dtype=np.float32)
     wide = queries.astype(np.float64)
     for start in range(0, len(slots), rows):
         piece = slice(start, start + rows)
-        scores[piece] = inner_products(wide[owners[piece]], gather(slots[piece]))
+        scores[piece] = _piece_scores(wide[owners[piece]], slots[piece], gather)
     return scores
 
 
@@ -120,10 +138,17 @@ def _table_scores(queries: F32, slots: I64, gather: Gather) -> F32:
     wide = queries.astype(np.float64)[:, np.newaxis]
     step = max(1, RESCORE_BYTES // (8 * max(1, candidates * dim)))
     for start in range(0, n, step):
-        piece = slots[start : start + step]
-        rows = gather(piece.reshape(-1)).reshape(*piece.shape, dim)
-        scores[start : start + step] = inner_products(wide[start : start + step], rows)
+        scores[start : start + step] = _piece_scores(wide[start : start + step], slots[start : start + step], gather)
     return scores
+
+
+def _piece_scores(left: F32 | F64, slots: I64, gather: Gather) -> F32:
+    """Scores of slots (...,), each with its row of `left` (..., d), which is broadcast."""
+    dim = left.shape[-1]
+    narrow, wide = _room.of(slots.size, dim)
+    gather(slots.reshape(-1), narrow)
+    np.copyto(wide, narrow)
+    return _sums(left.astype(np.float64, copy=False), wide.reshape(*slots.shape, dim))
 
 
 def inner_products(left: F32 | F64, right: F32) -> F32:
@@ -134,7 +159,11 @@ def inner_products(left: F32 | F64, right: F32) -> F32:
     A float64 product of two float32 is exact, and a row is summed by itself, always in the same order. So a result
     depends on its two rows alone.
     """
-    sums: F32 = np.vecdot(left.astype(np.float64, copy=False), right.astype(np.float64)).astype(np.float32)
+    return _sums(left.astype(np.float64, copy=False), right.astype(np.float64))
+
+
+def _sums(left: F64, right: F64) -> F32:
+    sums: F32 = np.vecdot(left, right).astype(np.float32)
     return sums + np.float32(0)  # -0 and 0 are one score
 
 

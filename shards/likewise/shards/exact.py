@@ -65,7 +65,7 @@ class ExactSearch:
         return [_part(self._space.fresh, allowed.mask[sealed:], count, first=sealed)] if count else []
 
     def _scan(self, queries: F32, k: int, parts: Sequence[Part], bounds: Bounds | None = None) -> Scanned:
-        ids, gather = self._snapshot.ids, self._space.vectors
+        ids, gather = self._snapshot.ids, self._space.copy
         return scan(queries, parts, k, ids=ids, gather=gather, bounds=bounds, stop=self._stop)
 
 

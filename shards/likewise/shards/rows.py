@@ -64,16 +64,17 @@ class SpaceRows:
 
     def vectors(self, slots: I64) -> F32:
         """(m, dim) copies of the rows at `slots`."""
-        if len(self.fresh) == 0:
-            return self.sealed[slots]
+        return self.copy(slots, np.empty((len(slots), self.sealed.shape[1]), dtype=np.float32))
+
+    def copy(self, slots: I64, room: F32) -> F32:
+        """The rows at `slots`, copied to (m, dim) `room`, which is returned."""
         first = len(self.sealed)
-        is_sealed = slots < first
-        if is_sealed.all():
-            return self.sealed[slots]
-        result = np.empty((len(slots), self.sealed.shape[1]), dtype=np.float32)
-        result[is_sealed] = self.sealed[slots[is_sealed]]
-        result[~is_sealed] = self.fresh[slots[~is_sealed] - first]
-        return result
+        if len(self.fresh) == 0 or (is_sealed := slots < first).all():
+            # "clip" as numpy would otherwise copy twice; every slot is there.
+            return np.take(self.sealed, slots, axis=0, out=room, mode="clip")
+        room[is_sealed] = self.sealed[slots[is_sealed]]
+        room[~is_sealed] = self.fresh[slots[~is_sealed] - first]
+        return room
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def scan(
         parts: Where the rows are.
         k: Hits a query.
         ids: Id of every slot.
-        gather: Vectors of slots.
+        gather: Copies vectors of slots.
         bounds: Of the queries, for parts that are reduced.
         stop: Whether to give up.
 

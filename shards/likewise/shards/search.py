@@ -246,7 +246,7 @@ class _Searcher:
             slots = np.concatenate((slots, fresh.slots[useful]))
         if len(owners):
             plan.compared = max(plan.compared, int(np.bincount(owners).max()))
-        ranked = rank(queries, owners, slots, k, ids=self._snapshot.ids, gather=self._space.vectors)
+        ranked = rank(queries, owners, slots, k, ids=self._snapshot.ids, gather=self._space.copy)
         if not short.any():
             return ranked
         plan.fallback = True
@@ -258,7 +258,7 @@ class _Searcher:
     def _rank_table(self, queries: F32, table: Table, k: int, plan: pb.ShardPlan) -> Ranked:
         plan.compared = max(plan.compared, table.positions.shape[1])
         slots, counts = table
-        return rank_table(queries, slots, k, counts=counts, ids=self._snapshot.ids, gather=self._space.vectors)
+        return rank_table(queries, slots, k, counts=counts, ids=self._snapshot.ids, gather=self._space.copy)
 
 
 def _joined_queries(queries: Sequence[F32]) -> F32:

@@ -4,7 +4,12 @@ import numpy as np
 from hypothesis import strategies as st
 from tests.unit.shards.fakes import F32, unit
 
-from likewise.shards.distance import Ranked
+from likewise.shards.distance import Gather, Ranked
+
+
+def copies_of(vectors: F32) -> Gather:
+    """What scans and rankings ask for the rows of these by slot."""
+    return lambda slots, room: np.take(vectors, slots, axis=0, out=room)
 
 
 def ids_of(count: int) -> list[str]:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.shards.fakes import F32
-from tests.unit.shards.scan_worlds import answers, ids_of, worlds
+from tests.unit.shards.scan_worlds import answers, copies_of, ids_of, worlds
 
 from likewise.shards import distance
 from likewise.shards.distance import inner_products, rank, rank_table, select
@@ -40,10 +40,10 @@ def test_a_table_of_candidates_is_ranked_as_the_same_candidates_in_a_row(
     table = np.stack([rng.permutation(len(vectors))[:candidates] for _ in queries])
     owners = np.repeat(np.arange(len(queries)), candidates)
 
-    expected = rank(queries, owners, table.reshape(-1), k, ids=ids, gather=vectors.__getitem__)
+    expected = rank(queries, owners, table.reshape(-1), k, ids=ids, gather=copies_of(vectors))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distance, "RESCORE_BYTES", rescore_bytes)
-        ranked = rank_table(queries, table, k, ids=ids, gather=vectors.__getitem__)
+        ranked = rank_table(queries, table, k, ids=ids, gather=copies_of(vectors))
 
     assert answers(ranked, ids) == answers(expected, ids)
     assert ranked.scores.tobytes() == expected.scores.tobytes()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.shards.fakes import F32, oracle, unit
-from tests.unit.shards.scan_worlds import answers, ids_of, worlds
+from tests.unit.shards.scan_worlds import answers, copies_of, ids_of, worlds
 
 import likewise.shards.scan_threads
 from likewise.shards import scan as scan_module
@@ -37,7 +37,7 @@ def test_a_scan_is_exact_whatever_the_ties_the_blocks_the_parts_and_the_threads(
         patch.setattr(scan_module, "SAMPLE_ROWS", sample_rows)
         patch.setattr(scan_module, "scan_threads", THREADS[threads])
         patch.setattr(likewise.shards.scan_threads, "MIN_NUMBERS", 1)
-        ranked = scan(queries, parts, k, ids=ids, gather=vectors.__getitem__).ranked
+        ranked = scan(queries, parts, k, ids=ids, gather=copies_of(vectors)).ranked
 
     found = answers(ranked, ids)
     for query in range(len(queries)):
@@ -55,7 +55,7 @@ def test_more_ties_than_may_be_held_are_decided_by_id() -> None:
     ids = [f"{i * 7919 % 30_011:05d}" for i in range(30_000)]
     queries = np.tile(vectors[:1], (6, 1))
 
-    ranked = scan(queries, [Part(vectors, 0)], 5, ids=ids, gather=vectors.__getitem__).ranked
+    ranked = scan(queries, [Part(vectors, 0)], 5, ids=ids, gather=copies_of(vectors)).ranked
 
     assert answers(ranked, ids) == [sorted(ids)[:5]] * 6
 
@@ -64,13 +64,13 @@ def test_a_scan_nobody_waits_for_stops() -> None:
     vectors = unit(np.random.default_rng(0).standard_normal((10, 4)))
 
     with pytest.raises(Abandoned):
-        scan(vectors[:1], [Part(vectors, 0)], 3, ids=ids_of(10), gather=vectors.__getitem__, stop=lambda: True)
+        scan(vectors[:1], [Part(vectors, 0)], 3, ids=ids_of(10), gather=copies_of(vectors), stop=lambda: True)
 
 
 def test_nothing_to_scan_gives_nothing() -> None:
     empty: Any = np.zeros((0, 4), dtype=np.float32)
 
-    ranked = scan(unit(np.ones((2, 4))), [Part(empty, 0)], 3, ids=[], gather=empty.__getitem__).ranked
+    ranked = scan(unit(np.ones((2, 4))), [Part(empty, 0)], 3, ids=[], gather=copies_of(empty)).ranked
 
     assert ranked.offsets.tolist() == [0, 0, 0]
 
@@ -81,8 +81,8 @@ def test_rows_that_were_gathered_are_known_by_their_own_slots() -> None:
     slots = np.sort(rng.choice(200, 70, replace=False))
     ids = ids_of(200)
 
-    gathered = scan(query, [Part(vectors[slots], 0, slots=slots)], 9, ids=ids, gather=vectors.__getitem__).ranked
-    in_place = scan(query, [Part(vectors, 0, slots)], 9, ids=ids, gather=vectors.__getitem__).ranked
+    gathered = scan(query, [Part(vectors[slots], 0, slots=slots)], 9, ids=ids, gather=copies_of(vectors)).ranked
+    in_place = scan(query, [Part(vectors, 0, slots)], 9, ids=ids, gather=copies_of(vectors)).ranked
 
     assert gathered.slots.tolist() == in_place.slots.tolist()
     assert gathered.scores.tobytes() == in_place.scores.tobytes()
@@ -119,8 +119,8 @@ def test_a_scan_of_reduced_rows_finds_what_one_of_the_rows_does_or_says_that_it_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan_module, "STRIP_ROWS", (1, strip_rows))
         patch.setattr(scan_module, "SAMPLE_ROWS", sample_rows)
-        found = scan(queries, reduced, k, ids=ids, gather=vectors.__getitem__, bounds=reduction.bounds(queries))
-        expected = scan(queries, whole, k, ids=ids, gather=vectors.__getitem__).ranked
+        found = scan(queries, reduced, k, ids=ids, gather=copies_of(vectors), bounds=reduction.bounds(queries))
+        expected = scan(queries, whole, k, ids=ids, gather=copies_of(vectors)).ranked
 
     loose = found.loose.tolist()
     assert [[] if gone else hits for gone, hits in zip(loose, answers(expected, ids), strict=True)] == answers(
@@ -152,9 +152,9 @@ def test_only_queries_whose_bounds_tell_nothing_are_given_up() -> None:
     reduction, ids = Reduction(np.eye(40, dtype=np.float32)[:3], slack=0.0), ids_of(9_000)
     part = Part(reduction.of(flat), 0, reduced=True)
 
-    found = scan(queries, [part], 5, ids=ids, gather=flat.__getitem__, bounds=reduction.bounds(queries))
+    found = scan(queries, [part], 5, ids=ids, gather=copies_of(flat), bounds=reduction.bounds(queries))
 
-    expected = answers(scan(queries, [Part(flat, 0)], 5, ids=ids, gather=flat.__getitem__).ranked, ids)
+    expected = answers(scan(queries, [Part(flat, 0)], 5, ids=ids, gather=copies_of(flat)).ranked, ids)
     assert found.loose.tolist() == [False, True, False, True]
     assert answers(found.ranked, ids) == [expected[0], [], expected[2], []]
 
@@ -165,10 +165,9 @@ def test_few_rows_are_scored_where_bounds_tell_much() -> None:
     vectors = unit(rng.standard_normal((20_000, 8)) @ basis[:8] + 0.002 * rng.standard_normal((20_000, 64)))
     reduction, scored = Reduction(np.ascontiguousarray(basis[:8], dtype=np.float32), slack=0.0), []
 
-    def gather(slots: Any) -> F32:
+    def gather(slots: Any, room: F32) -> None:
         scored.append(len(slots))
-        rows: F32 = vectors[slots]
-        return rows
+        np.take(vectors, slots, axis=0, out=room)
 
     part = Part(reduction.of(vectors), 0, reduced=True)
     scan(vectors[:4], [part], 10, ids=ids_of(20_000), gather=gather, bounds=reduction.bounds(vectors[:4]))
