@@ -186,25 +186,33 @@ class Clock:
         self.own += share * seconds
 
 
-async def test_a_lone_short_request_runs_on_the_event_loop_and_several_never_do() -> None:
+async def test_a_lone_short_request_runs_on_an_event_loop_that_has_time_and_several_never_do() -> None:
     threads: list[int] = []
+    clock = Clock()
 
     def run(key: str, requests: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
         threads.append(threading.get_ident())
         return [10 * request for request in requests]
 
     with SearchThreads(1, name="search") as executor:
-        batcher: Batcher[str, int, int] = Batcher(run, executor, inline=lambda key: key == "a", clock=Clock())
+        batcher: Batcher[str, int, int] = Batcher(
+            run, executor, inline=lambda key: key == "a", clock=clock, own_clock=clock.at_work
+        )
         here = threading.get_ident()
         assert await ask(batcher, "a", 1) == 10
+        clock.passes(0.01, 0.1)
         assert await ask(batcher, "a", 2) == 20
+        clock.passes(0.01, 1.0)  # so that they wait for each other
         assert [*await asyncio.gather(ask(batcher, "a", 3), ask(batcher, "a", 4))] == [30, 40]
-        assert await ask(batcher, "b", 5) == 50
-        assert await ask(batcher, "b", 6) == 60
+        clock.passes(0.01, 1.0)  # and this one would leave others waiting, if it ran here
+        assert await ask(batcher, "a", 5) == 50
+        for request in (6, 7):
+            clock.passes(0.01, 0.1)
+            assert await ask(batcher, "b", request) == 10 * request
         await batcher.close()
 
     # The first one tells how long such a request takes.
-    assert [thread == here for thread in threads] == [False, True, False, False, False]
+    assert [thread == here for thread in threads] == [False, True, False, False, False, False]
 
 
 async def test_a_request_is_answered_at_once_on_an_idle_event_loop_and_waits_for_company_on_a_busy_one() -> None:
