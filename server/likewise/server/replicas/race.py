@@ -11,7 +11,7 @@ the read is over at the caller's deadline.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -197,7 +197,12 @@ class Race(Generic[T]):
         """Ask a second replica beside a late one, a third if both are stuck, or look again later."""
         pool, overdue = self._pool, now_s + REACHED_S >= self._overdue_s
         # Half of the time is gone: no more trials of replicas of which nothing is known where one is known to answer.
-        another = self._another(last_resort=overdue, answered_since_s=self._called_s if overdue else _NEVER)
+        answered_since_s = self._called_s if overdue else _NEVER
+        another = self._another(last_resort=overdue, answered_since_s=answered_since_s)
+        if overdue and another is not None and self._hangs(another):
+            # Those that serve may all hang, while one that is ejected has come back: nobody else would find that out.
+            hanging = [replica for replica in pool.replicas if self._hangs(replica)]
+            another = self._another(last_resort=True, answered_since_s=answered_since_s, besides=hanging) or another
         if another is not None and self._stuck(another, overdue=overdue):
             pool.counts.rescues += 1
             pool.budget.owe()
@@ -226,14 +231,21 @@ class Race(Generic[T]):
             return True
         if not overdue or any(attempt.ticket.replica.spoke_s > attempt.ticket.began_s for attempt in self._running):
             return False
-        oldest = another.load.oldest
-        return oldest is None or oldest.began_s > self._began_s or another.spoke_s > oldest.began_s
+        return not self._hangs(another)
 
-    def _another(self, *, last_resort: bool = False, answered_since_s: float = _NEVER) -> Replica | None:
+    def _hangs(self, replica: Replica) -> bool:
+        """Whether a replica was asked when this call was, or before, and has answered nothing since."""
+        oldest = replica.load.oldest
+        return oldest is not None and oldest.began_s <= self._began_s and replica.spoke_s <= oldest.began_s
+
+    def _another(
+        self, *, last_resort: bool = False, answered_since_s: float = _NEVER, besides: Sequence[Replica] = ()
+    ) -> Replica | None:
+        """Whom to ask of those not tried, and not among `besides`."""
         if len(self._tried) >= self._pool.policy.max_attempts:
             return None
         return self._pool.another(
-            self._tried,
+            [*self._tried, *besides],
             min_version=self._read.min_version,
             last_resort=last_resort,
             answered_since_s=answered_since_s,

@@ -164,3 +164,17 @@ def test_a_call_whose_time_is_half_gone_goes_to_the_replica_that_answers() -> No
     state.slow(delay_s=0.3, which=2)
     state.call(callers=4, calls=3)
     state.teardown()
+
+
+def test_where_all_that_serve_hang_one_that_was_ejected_is_tried_again() -> None:
+    """Found by the above: each of two frozen replicas was the other's only alternative."""
+    state = ReplicasThatFail()
+    state.start(seed=18)
+    state.call(callers=1, calls=10)
+    for which in (0, 2):
+        state.freeze(which=which)
+    state.call(callers=5, calls=4)
+    state.slow(delay_s=0.01, which=0)
+    state.freeze(which=1)
+    state.call(callers=4, calls=1)
+    state.teardown()
