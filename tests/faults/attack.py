@@ -73,11 +73,11 @@ def frozen(address: str) -> Iterator[None]:
 def wait_until(holds: Callable[[], bool]) -> None:
     """Return when something holds that takes a process's start at most; an answer that is an error is none yet."""
     end = time.monotonic() + WAIT_S
-    why = "it is false"
     while True:
         try:
             if holds():
                 return
+            why = "it is false"
         except LikewiseError as error:
             why = f"{type(error).__name__}: {error}"
         assert time.monotonic() < end, f"it does not hold after a minute and a half: {why}"

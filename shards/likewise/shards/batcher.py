@@ -23,8 +23,8 @@ MAX_BATCH: Final = 256
 MAX_QUEUED: Final = 4_096
 
 INLINE_S: Final = 0.002
-"""Longest request, as expected from those before, that may run on the event loop. In a thread it takes some 0.15 to 0.3
-ms longer, for cold caches and waiting for the interpreter."""
+"""Longest request, as expected from those before, that may run on the event loop, where whatever comes meanwhile waits
+for it. In a thread it takes some 0.15 to 0.3 ms longer, for cold caches and waiting for the interpreter."""
 
 INLINE_SHARE: Final = 0.6
 """Of the event loop's time that such requests may take; beyond, other calls would wait for them."""

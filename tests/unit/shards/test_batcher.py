@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 from tests.unit.panic import Panic
 
-from likewise.shards.batcher import BUSY_SHARE, Batcher, ShardBatch, _Budget
+from likewise.shards.batcher import BUSY_SHARE, Batcher, Run, ShardBatch, _Budget
 from likewise.shards.protocols import Overloaded, Unavailable
 from likewise.shards.search_threads import SearchThreads
 
@@ -186,6 +186,11 @@ class Clock:
         self.own += share * seconds
 
 
+def batcher_of(run: Run[str, int, int], threads: SearchThreads, clock: Clock) -> Batcher[str, int, int]:
+    """One whose requests may all run on the event loop."""
+    return Batcher(run, threads, inline=lambda _: True, clock=clock, own_clock=clock.at_work)
+
+
 async def test_a_lone_short_request_runs_on_an_event_loop_that_has_time_and_several_never_do() -> None:
     threads: list[int] = []
     clock = Clock()
@@ -252,9 +257,7 @@ async def test_a_request_of_several_queries_runs_on_the_event_loop_where_others_
         return [10 * request for request in requests]
 
     with SearchThreads(1, name="search") as executor:
-        batcher: Batcher[str, int, int] = Batcher(
-            run, executor, inline=lambda _: True, clock=clock, own_clock=clock.at_work
-        )
+        batcher = batcher_of(run, executor, clock)
         # What a query costs in company tells nothing of one by itself, and the other way round.
         for queries in (8, 8, 12, 1, 1):
             clock.passes(0.01, 0.1)
@@ -275,9 +278,7 @@ async def test_one_that_took_much_longer_than_expected_keeps_the_next_ones_off_t
         return [10 * request for request in requests]
 
     with SearchThreads(1, name="search") as executor:
-        batcher: Batcher[str, int, int] = Batcher(
-            run, executor, inline=lambda _: True, clock=clock, own_clock=clock.at_work
-        )
+        batcher = batcher_of(run, executor, clock)
         for request in (1, 2, 99, 4, 5):
             clock.passes(0.01, 0.1)
             await ask(batcher, "a", request)
@@ -293,9 +294,7 @@ async def test_a_request_that_fails_on_the_event_loop_fails_alone() -> None:
 
     with SearchThreads(1, name="search") as executor:
         clock = Clock()
-        batcher: Batcher[str, int, int] = Batcher(
-            run, executor, inline=lambda _: True, clock=clock, own_clock=clock.at_work
-        )
+        batcher = batcher_of(run, executor, clock)
         assert await ask(batcher, "a", 1) == 10
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
