@@ -6,13 +6,15 @@ hit, and is not scored again. A compressed index knows less: of its candidates a
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from likewise.shards.index import Found
 from likewise.shards.protocols import F32, I64
 from likewise.shards.rows import Mask
+
+_NO_HIT: Final = np.float32(-np.inf)
 
 
 class Wanted(NamedTuple):
@@ -32,24 +34,24 @@ class Passed(NamedTuple):
 
     Attributes:
         mask: (n, depth).
-        nth: (n, depth) how many of a query's may, up to and with each.
+        counts: (n,) how many of each query's.
     """
 
     mask: Mask
-    nth: I64
+    counts: I64
 
 
 def passed(found: Found, allowed: Mask) -> Passed:
     """Which of the rows found a filter lets through; `allowed` says it of each row."""
     mask = (found.positions >= 0) & allowed[found.positions]
-    return Passed(mask, np.cumsum(mask, axis=1, dtype=np.int64))
+    return Passed(mask, np.add.reduce(mask, axis=1))
 
 
 class Table(NamedTuple):
     """As many candidates for each query, best first; of each as many count as the query itself needs.
 
     Those beyond are there because another query needs as many. They are not looked at, so that no answer depends on
-    whom it was found with.
+    whom it was found with; they may be no candidates at all, even -1 for no row.
 
     Attributes:
         positions: (n, candidates).
@@ -66,24 +68,21 @@ def of_all(found: Found, wanted: Wanted) -> Table:
     return Table(found.positions[:, : max(counts)], counts)
 
 
-def as_table(found: Found, which: Passed, wanted: Wanted) -> Table | None:
-    """What to score of those that may be hits; None where it cannot be a table."""
-    there = which.nth[:, -1]
-    width = min(int(there.min()), wanted.most)
-    if width < wanted.k or (found.margins is None and width < wanted.most):
-        return None
-    first = which.mask & (which.nth <= width)
-    counts = _needed(found.scores[first].reshape(-1, width), found.margins, wanted)
-    if width < wanted.most and any(a == width < b for a, b in zip(counts, there.tolist(), strict=True)):
-        return None  # those beyond the first `width` may be needed too
-    return Table(found.positions[first].reshape(-1, width)[:, : max(counts)], counts)
+def as_table(found: Found, which: Passed, wanted: Wanted) -> Table:
+    """What to score of those that may be hits, where each query has at least k of them."""
+    lines = np.arange(len(which.mask))[:, np.newaxis]
+    first = np.argsort(~which.mask, axis=1, kind="stable")[:, : wanted.most]  # those that may be hits, in their order
+    scores = np.where(which.mask, found.scores, _NO_HIT)[lines, first]
+    counts = list(map(min, _needed(scores, found.margins, wanted), which.counts.tolist()))
+    return Table(found.positions[lines, first[:, : max(counts)]], counts)
 
 
 def one_by_one(found: Found, which: Passed, wanted: Wanted) -> Mask:
     """(n, depth) those to score, some for each query; of a query with fewer than k candidates any."""
-    mask = which.mask & (which.nth <= wanted.most)
+    nth = np.add.accumulate(which.mask, axis=1, dtype=np.int64)
+    mask = which.mask & (nth <= wanted.most)
     if found.margins is not None:
-        last = np.argmax(which.nth >= wanted.k, axis=1)[:, np.newaxis]
+        last = np.argmax(nth >= wanted.k, axis=1)[:, np.newaxis]
         mask &= found.scores >= np.take_along_axis(found.scores, last, axis=1) - found.margins
     return mask
 

@@ -171,14 +171,14 @@ def _approximate(demand: Demand, index: IndexTraits) -> Choice:
     if index.kind == "hnsw":
         chosen = demand.ef or index.ef
         if chosen:
-            # Of rows that may be hits: under a filter the list is longer by those that it passes over.
-            ef = max(math.ceil(chosen / share), depth)
+            ef = max(chosen, depth) if share == 1.0 else _chosen_filtered_ef(chosen, demand.k, share, wanted, index)
         else:
             ef = default_ef(wanted) if share == 1.0 else _filtered_ef(wanted, share, depth)
         if not index.reduced:
             return Choice(kind, depth, wanted, ef=ef)
-        # The whole list: how much of it is scored follows from how much of each query the reduction leaves out.
-        return Choice(kind, ef, max(wanted, math.floor(ef * share)), ef=ef)
+        # All that was found: how much of it is scored follows from how much of each query the reduction leaves out.
+        depth = max(depth, ef)
+        return Choice(kind, depth, max(wanted, math.floor(depth * share)), ef=ef)
     if index.kind == "ivf":
         nprobe = demand.nprobe or index.nprobe
         if share < 1.0:
@@ -186,6 +186,19 @@ def _approximate(demand: Demand, index: IndexTraits) -> Choice:
             nprobe = max(math.ceil(nprobe * math.sqrt(1.0 / share)), lists_of_depth)
         return Choice(kind, depth, wanted, nprobe=min(nprobe, index.nlist))
     return Choice(kind, depth, wanted)
+
+
+def _chosen_filtered_ef(chosen: int, k: int, share: float, wanted: int, index: IndexTraits) -> int:
+    """The list that was chosen, of rows that may be hits: longer by those that a filter is expected to take out.
+
+    What is wanted beyond it, so that k are left, are the best of the rows that the walk has met, some ten times as many
+    as its list holds. 50,000 x 512 reduced to 32, k = 10 under 33 %, the 59 best: a recall of 0.992 with a list of 31
+    and of 0.999 with one of 59, which takes 1.4 times as long; without a filter a list of 15 has 0.98. The order of
+    compressed vectors is too rough for that: all that is wanted of these has to be in the list.
+    """
+    if index.lossy:
+        return max(math.ceil(chosen / share), math.ceil(wanted / share * SLACK))
+    return max(math.ceil(max(chosen, k) / share), wanted)
 
 
 def _filtered_ef(wanted: int, share: float, depth: int) -> int:
@@ -201,9 +214,11 @@ def default_ef(depth: int) -> int:
 def _cost_in_rows(choice: Choice, index: IndexTraits, *, loose: bool) -> float:
     """Rows side by side that could be compared exactly in the time of an approximate search."""
     if index.kind == "hnsw":
+        # A row that is wanted beyond the list costs a good half of one in it.
+        listed = (choice.ef + max(choice.ef, choice.depth)) / 2
         if not index.reduced:
-            return ROWS_PER_EF * choice.ef
-        return (REDUCED_ROWS_PER_EF if loose else BOUNDED_ROWS_PER_EF) * choice.ef
+            return ROWS_PER_EF * listed
+        return (REDUCED_ROWS_PER_EF if loose else BOUNDED_ROWS_PER_EF) * listed
     if index.kind == "ivf":
         return index.rows * choice.nprobe / index.nlist
     return choice.depth

@@ -144,7 +144,7 @@ def _recall(
     mask = allowed.mask[: snapshot.sealed] if sealed.filters else None
     found = sealed.search(query[np.newaxis], choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
     which = candidates.passed(found, allowed.mask)
-    if which.nth[0, -1] < min(len(truth), allowed.sealed):
+    if which.counts[0] < min(len(truth), allowed.sealed):
         return 1.0  # came short: the search would compare all rows
     scored = candidates.one_by_one(found, which, Wanted(len(truth), choice.candidates))
     return float(np.isin(truth, found.positions[scored]).mean())

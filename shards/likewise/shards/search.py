@@ -232,10 +232,10 @@ class _Searcher:
             # are the last ones.
             return self._rank_table(queries, candidates.of_all(found, wanted), k, plan)
         which = candidates.passed(found, allowed.mask)
-        if allowed.count == allowed.sealed and (table := candidates.as_table(found, which, wanted)) is not None:
-            return self._rank_table(queries, table, k, plan)
+        if allowed.count == allowed.sealed and min(which.counts.tolist()) >= k:
+            return self._rank_table(queries, candidates.as_table(found, which, wanted), k, plan)
         wanted = wanted._replace(k=min(k, allowed.sealed))
-        short = which.nth[:, -1] < wanted.k
+        short = which.counts < wanted.k
         owners, columns = np.nonzero(candidates.one_by_one(found, which, wanted) & ~short[:, np.newaxis])
         slots = positions[owners, columns]
         if allowed.count > allowed.sealed and not short.all():

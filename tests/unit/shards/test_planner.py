@@ -1,8 +1,10 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likewise.shards.planner import EXACT_ROWS, OTHER_EXACT_ROWS, Demand, IndexTraits, choose
+from likewise.shards.planner import EXACT_ROWS, OTHER_EXACT_ROWS, SLACK, Demand, IndexTraits, choose
 from likewise.v1 import search_service_pb2 as pb
 
 HNSW = IndexTraits("hnsw", rows=1_000_000)
@@ -57,7 +59,7 @@ def test_a_plan_can_be_carried_out_and_is_named_for_what_it_does(case: tuple[Dem
     assert not demand.exact
     assert min(demand.k, demand.sealed_allowed) <= choice.candidates <= choice.depth < index.rows
     assert (choice.ef > 0) == (index.kind == "hnsw")
-    assert choice.ef == 0 or choice.ef >= choice.depth
+    assert choice.ef == 0 or choice.ef >= min(demand.k, demand.sealed_allowed)
     assert choice.nprobe <= index.nlist
 
 
@@ -155,10 +157,17 @@ def test_a_chosen_candidate_list_is_of_those_that_a_filter_lets_through(ef: int)
     without = choose(demand(1_000_000, ef=ef), HNSW)
 
     assert half.kind == pb.PLAN_KIND_ANN_FILTERED
-    assert half.ef == max(2 * ef, half.depth)
+    assert half.ef == max(2 * ef, 2 * 10)
+    assert half.depth == math.ceil(2 * 15 * SLACK)  # enough for k rows to pass, however short the list
     assert without.ef == max(ef, without.depth)
     by_gallery = choose(demand(500_000), IndexTraits("hnsw", rows=HNSW.rows, ef=ef))
     assert by_gallery == half
+
+
+def test_all_that_is_wanted_of_compressed_vectors_is_in_the_list() -> None:
+    half = choose(demand(500_000, ef=10), IndexTraits("hnsw", rows=1_000_000, lossy=True))
+
+    assert half.ef == half.depth == math.ceil(2 * 80 * SLACK)
 
 
 def test_compressed_vectors_bring_more_candidates() -> None:
