@@ -83,10 +83,11 @@ class Searcher:
         _note(response)
         return response
 
-    async def search_vectors(self, request: pb.SearchVectorsRequest) -> pb.SearchVectorsResponse:
-        """Answer the same search for each row of a matrix, as one."""
+    async def search_vectors(
+        self, request: pb.SearchVectorsRequest, reply: pb.SearchVectorsResponse
+    ) -> pb.SearchVectorsResponse:
+        """Answer the same search for each row of a matrix, as one: in `reply`, an empty message, which is returned."""
         rows = await self._preparer.prepare_rows(request)
-        reply = pb.SearchVectorsResponse()
         offsets = np.zeros(rows.rows + 1, dtype=np.int64)
         if rows.prepared is not None:
             ((response, found),) = await self._groups.answer((rows.prepared,))

@@ -55,7 +55,7 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
 
     async def SearchVectors(self, request: pb.SearchVectorsRequest, context: Any) -> pb.SearchVectorsResponse:
         """See search_service.proto."""
-        return await self._searcher.search_vectors(request)
+        return await self._searcher.search_vectors(request, pb.SearchVectorsResponse())
 
     # The type stubs know handlers that yield; gRPC takes those that write as well.
     async def StreamSearch(self, request_iterator: AsyncIterator[pb.StreamSearchRequest], context: Any) -> None:  # type: ignore[override]

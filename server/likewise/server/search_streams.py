@@ -81,12 +81,12 @@ class SearchStreams:
         if message.HasField("vectors"):
             rows = message.vectors
             table = await self._matrices.answer(
-                lambda: self._searcher.search_vectors(rows), request_id=rows.search.request_id, timeout_s=timeout_s
+                lambda: self._searcher.search_vectors(rows, response.vectors),
+                request_id=rows.search.request_id,
+                timeout_s=timeout_s,
             )
             if isinstance(table, status_pb2.Status):
-                response.error.CopyFrom(table)
-            else:
-                response.vectors.CopyFrom(table)
+                response.error.CopyFrom(table)  # in place of the vectors, whatever there is of them
             return response
         found = await self._searches.answer(
             lambda: self._search(message), request_id=message.request.request_id, timeout_s=timeout_s

@@ -5,16 +5,15 @@ how much these may mislead it (`Found.margins`). A row whose score is further th
 hit, and is not scored again. A compressed index knows less: of its candidates as many are scored as planned.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from likewise.shards.index import Found
 from likewise.shards.protocols import F32, I64
 from likewise.shards.rows import Mask
-
-_NO_HIT: Final = np.float32(-np.inf)
 
 
 class Wanted(NamedTuple):
@@ -70,11 +69,16 @@ def of_all(found: Found, wanted: Wanted) -> Table:
 
 def as_table(found: Found, which: Passed, wanted: Wanted) -> Table:
     """What to score of those that may be hits, where each query has at least k of them."""
-    lines = np.arange(len(which.mask))[:, np.newaxis]
-    first = np.argsort(~which.mask, axis=1, kind="stable")[:, : wanted.most]  # those that may be hits, in their order
-    scores = np.where(which.mask, found.scores, _NO_HIT)[lines, first]
-    counts = list(map(min, _needed(scores, found.margins, wanted), which.counts.tolist()))
-    return Table(found.positions[lines, first[:, : max(counts)]], counts)
+    places = which.mask.reshape(-1).nonzero()[0]
+    scores: list[float] = found.scores.reshape(-1)[places].tolist()
+    starts, counts, start = [], [], 0
+    for there, margin in zip(which.counts.tolist(), _each(found.margins, len(which.mask)), strict=True):
+        starts.append(start)
+        counts.append(_count(scores, start, start + min(there, wanted.most), wanted.k, margin))
+        start += there
+    # Where a line ends sooner than the table, what follows is the next one's.
+    filled = np.array(starts)[:, np.newaxis] + np.arange(max(counts))
+    return Table(found.positions.reshape(-1)[places[np.minimum(filled, len(places) - 1)]], counts)
 
 
 def one_by_one(found: Found, which: Passed, wanted: Wanted) -> Mask:
@@ -91,10 +95,22 @@ def _needed(scores: F32, margins: F32 | None, wanted: Wanted) -> list[int]:
     """How many of each query's candidates, best first, have to be scored to find its k best."""
     if margins is None:
         return [wanted.most] * len(scores)
-    low = scores[:, wanted.k - 1 : wanted.k] - margins
-    if len(scores) == 1:  # in Python, as a search by itself has few: it counts no further than it has to
-        least = low.item()
-        return [next((i for i, score in enumerate(scores[0, : wanted.most].tolist()) if score < least), wanted.most)]
+    if len(scores) == 1:
+        return [_count(scores[0, : wanted.most].tolist(), 0, wanted.most, wanted.k, margins.item())]
     # `np.count_nonzero` by rows takes a dozen calls of Python before it counts.
-    counts: list[int] = np.add.reduce(scores >= low, axis=1).tolist()
+    counts: list[int] = np.add.reduce(scores >= scores[:, wanted.k - 1 : wanted.k] - margins, axis=1).tolist()
     return [min(count, wanted.most) for count in counts]
+
+
+def _count(scores: Sequence[float], start: int, end: int, k: int, margin: float) -> int:
+    """How many of the scores from `start` to `end`, best first, are needed for the k best; in Python, as it is few."""
+    last, least = start + k, scores[start + k - 1] - margin
+    while last < end and scores[last] >= least:
+        last += 1
+    return last - start
+
+
+def _each(margins: F32 | None, queries: int) -> list[float]:
+    """The margin of each query; of those of which none is known, one that no score is below."""
+    known: list[float] = [math.inf] if margins is None else margins.reshape(-1).tolist()
+    return known if len(known) == queries else known * queries

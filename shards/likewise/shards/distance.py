@@ -3,6 +3,7 @@
 They are computed row by row in float64, which makes order and ties the same for every batch, block and partition.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
@@ -52,6 +53,7 @@ class Ranked(NamedTuple):
     offsets: I64
 
 
+@functools.cache
 def margin(dim: int) -> np.float32:
     """How far apart two float32 scores of unit vectors have to be for their exact ones to be in the same order.
 
@@ -103,7 +105,7 @@ def rank_table(
     table = _table_scores(queries, slots, gather)
     if counts is not None and min(counts) < candidates:
         table[np.arange(candidates) >= np.array(counts)[:, np.newaxis]] = -np.inf
-    order, lines = np.argsort(-table, axis=1), np.arange(n)[:, np.newaxis]
+    order, lines = (-table).argsort(axis=1), np.arange(n)[:, np.newaxis]
     best = table[lines, order]
     # Most answers have no ties, and then sorting each line is all there is to do.
     if (best[:, 1 : k + 1] == best[:, :k][:, : candidates - 1]).any():

@@ -97,7 +97,7 @@ def test_a_table_of_candidates_leaves_out_none_that_may_be_a_hit(
 
     for row in range(n):
         allowed = positions[row][kept[row]][:most]
-        of_allowed = scores[row][kept[row]][:most]
+        of_allowed = scores[row][kept[row]][:most].astype(np.float64)
         may_be_hits = allowed if known is None else allowed[of_allowed >= of_allowed[k - 1] - known[row]]
         assert table.positions[row][: table.counts[row]].tolist() == may_be_hits.tolist()
 

@@ -83,6 +83,10 @@ class Returning(NamedTuple):
         """When not as many came as were expected."""
         return self._replace(wary=WARY_CALLS)
 
+    def all_back(self, waiting: int) -> bool:
+        """Whether so many are all that were expected."""
+        return 0 < self.expected <= waiting
+
     def are_back(self, waiting: int) -> bool:
         """Whether so many need not wait for others."""
         return bool(self.wary) or waiting >= self.expected

@@ -253,6 +253,9 @@ class AsyncSearchBatcher:
         if not lane.waiting and not lane.returning.expected:
             del self._lanes[key]
             return
+        if lane.returning.all_back(len(lane.waiting)):
+            self._start(key, lane)
+            return
         now = time.perf_counter()
         # Not at once: those who have just been answered may ask again in this turn of the event loop, or soon.
         self._look_out(key, lane, len(lane.waiting), now, now + returning_s(took_s, shortest_s(key)))
