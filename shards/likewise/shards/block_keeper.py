@@ -83,7 +83,8 @@ class BlockKeeper:
         for space in block.spec.spaces:
             built = block.indexes[space.name]
             try:
-                if built is None or built.recipe.factory in gpu.KINDS:  # a GPU builds faster than a disk reads
+                # What is compared is made again, and a GPU builds, faster than a disk reads.
+                if built is None or built.exact or built.recipe.factory in gpu.KINDS:
                     cache.discard(space)
                 else:
                     cache.store(space, built, block.stamps)

@@ -3,7 +3,7 @@
 One file for each space of a shard. It is a cache: whatever is wrong with one (damaged, of another gallery, partition,
 index or release), it is logged, removed and built anew. FAISS's own format has no checksum and accepts flipped bytes,
 so none reaches it before the digest of the whole file has been compared. Flat shards have no file: their vectors come
-from the store in any case, and nothing has to be built from them.
+from the store in any case, and the directions that they are compared in are soon found again.
 
 Layout: the index as FAISS writes it, which comes first so that FAISS reads the file itself; if its rows are reduced,
 the directions and the rows as they are (float32, little-endian, row after row); stamps (int64, little-endian, one a

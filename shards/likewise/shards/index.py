@@ -19,7 +19,7 @@ from likewise.shards import faiss_threads, memory
 from likewise.shards.distance import margin
 from likewise.shards.planner import IndexTraits
 from likewise.shards.protocols import F32, I64
-from likewise.shards.recipe import Recipe, default_nprobe
+from likewise.shards.recipe import FLAT, Recipe, default_nprobe
 from likewise.shards.reduction import Reduction
 from likewise.shards.spec import IndexSpec
 
@@ -87,18 +87,25 @@ class SealedIndex:
     def memory_bytes(self) -> int:
         """Estimate of what it takes, its vectors included."""
         core = core_of(self.faiss_index)
+        beside = 0 if self.reduction is None or self.vectors is None else self.vectors.nbytes
         if hasattr(core, "hnsw"):
             links = 4 * int(core.hnsw.neighbors.size()) + 12 * self.rows
-            beside = 0 if self.reduction is None or self.vectors is None else self.vectors.nbytes
             return links + self.rows * int(core.storage.sa_code_size()) + beside
+        if self.exact:
+            return self.rows * 4 * int(core.d) + beside
         return self.rows * (int(getattr(core, "code_size", 4 * core.d)) + 8)
+
+    @property
+    def exact(self) -> bool:
+        """Whether its rows are all compared, so that nothing of it is approximate."""
+        return self.recipe.factory == FLAT
 
     @functools.cached_property
     def traits(self) -> IndexTraits:
         """What the planner has to know; looked up once, since asking FAISS takes longer than to plan."""
         core = core_of(self.faiss_index)
         nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
-        kind = "hnsw" if isinstance(core, faiss.IndexHNSW) else "ivf" if nlist else "other"
+        kind = "flat" if self.exact else "hnsw" if isinstance(core, faiss.IndexHNSW) else "ivf" if nlist else "other"
         lossless = isinstance(core, faiss.IndexHNSWFlat | faiss.IndexIVFFlat | faiss.IndexFlat)
         return IndexTraits(
             kind=kind,

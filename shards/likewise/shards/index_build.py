@@ -34,14 +34,19 @@ class BuildStopped(Exception):
     """The build was asked to stop."""
 
 
-def serves(index: SealedIndex | None, spec: IndexSpec, rows: int) -> bool:
-    """Whether an index is still what a spec means for so many rows.
+def is_built(wanted: Recipe, dim: int) -> bool:
+    """Whether there is anything to build of vectors of `dim` numbers; of flat ones what is compared before them."""
+    return wanted.factory != FLAT or (wanted.reduced and may_reduce(dim))
+
+
+def serves(index: SealedIndex | None, spec: IndexSpec, rows: int, dim: int) -> bool:
+    """Whether an index is still what a spec means for so many rows of `dim` numbers.
 
     A number of lists that follows from the row count may lag behind it by the growth that calls for new training.
     """
     wanted = recipe(spec, rows)
     if index is None:
-        return wanted.factory == FLAT
+        return not is_built(wanted, dim)
     if spec.kind.lower() == "ivf" and spec.nlist is None and wanted.factory != FLAT:
         return index.recipe.factory.startswith("IVF") and rows <= _RETRAIN_GROWTH * index.trained_rows
     # Some way below the row count that asks for another index, the one there is stays: no building to and fro.
@@ -78,6 +83,7 @@ def build(
     *,
     gather: Callable[[I64], F32],
     base: SealedIndex | None = None,
+    held: F32 | None = None,
     stop: Callable[[], bool] = lambda: False,
     busy: Callable[[], bool] = lambda: False,
 ) -> SealedIndex:
@@ -86,10 +92,11 @@ def build(
     Args:
         rows: How many.
         dim: Numbers a vector.
-        wanted: What to build; not flat.
+        wanted: What to build.
         spec: Where the parameters of a search come from.
         gather: (m, dim) vectors of positions, asked for in pieces, so that no second copy of all of them is made.
         base: An index of the same recipe over the first positions: copied and added to.
+        held: (rows, dim) what `gather` gives, if it lies in memory as it is: the index then has no copy beside it.
         stop: Looked at between pieces.
         busy: Likewise; while true, half of the cores are left to others.
 
@@ -102,7 +109,8 @@ def build(
     else:
         reduction, trained_rows = fit(gather(sample_positions(rows, dim))) if wanted.reduced else None, rows
         width = dim if reduction is None else reduction.width
-        index = faiss.index_factory(width, wanted.factory, faiss.METRIC_INNER_PRODUCT)
+        factory = "Flat" if wanted.factory == FLAT else wanted.factory
+        index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
         core = core_of(index)
         if isinstance(core, faiss.IndexHNSW) and wanted.ef_construction:
             core.hnsw.efConstruction = wanted.ef_construction
@@ -111,7 +119,9 @@ def build(
             nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
             index.train(np.ascontiguousarray(gather(training_positions(rows, nlist))))
     start, piece = int(index.ntotal), FIRST_PIECE
-    raw = None if reduction is None else np.empty((rows, dim), dtype=np.float32)
+    raw = None
+    if reduction is not None:
+        raw = held if held is not None else np.empty((rows, dim), dtype=np.float32)
     if raw is not None and base is not None:
         raw[:start] = base.vectors
     while start < rows:
@@ -121,11 +131,11 @@ def build(
         end = min(start + piece, rows)
         began = time.perf_counter()
         vectors = gather(np.arange(start, end))
-        if raw is not None:
+        if raw is not None and raw is not held:
             raw[start:end] = vectors
         index.add(np.ascontiguousarray(vectors if reduction is None else reduction.of(vectors)))
         start, piece = end, next_piece(end - start, time.perf_counter() - began, dim)
-    if raw is not None:
+    if raw is not None and raw is not held:
         raw.flags.writeable = False
     return adopt(index, wanted, spec, trained_rows=trained_rows, reduction=reduction, vectors=raw)
 

@@ -65,7 +65,7 @@ class IndexTraits(NamedTuple):
     """What the planner has to know of a sealed index.
 
     Attributes:
-        kind: "hnsw", "ivf" or "other".
+        kind: "flat", "hnsw", "ivf" or "other".
         rows: Rows in it, tombstones included.
         lossy: Holds compressed vectors.
         reduced: Holds vectors of fewer numbers, and says of what it found how much has to be scored.
@@ -145,7 +145,7 @@ def choose(demand: Demand, index: IndexTraits | None, exact_rows: int | None = N
     if demand.allowed == 0:
         return Choice(pb.PLAN_KIND_EMPTY)
     exact = Choice(pb.PLAN_KIND_EXACT_FILTERED if demand.filtered else pb.PLAN_KIND_EXACT)
-    if index is None or demand.exact or demand.sealed_allowed == 0:
+    if index is None or index.kind == "flat" or demand.exact or demand.sealed_allowed == 0:
         return exact
     approximate = _approximate(demand, index)
     if approximate.depth >= index.rows or max(approximate.depth, approximate.ef) > MAX_LIST:

@@ -126,7 +126,7 @@ class RecallGuard:
         plain = options._replace(target_recall=None)
         snapshot = self._newest()
         sealed = snapshot.spaces[options.space].index if snapshot is not None else None
-        if sealed is None:
+        if sealed is None or sealed.exact:
             return plain
         traits = sealed.traits
         step = self._step(options, target)
@@ -174,7 +174,7 @@ class RecallGuard:
         """Begin anew where a space has another sealed index."""
         for name, space in snapshot.spaces.items():
             known = self._known.get(name)
-            if space.index is None:
+            if space.index is None or space.index.exact:
                 self._known.pop(name, None)
             elif known is None or known.index() is not space.index.faiss_index:
                 if known is not None:

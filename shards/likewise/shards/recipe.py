@@ -28,7 +28,7 @@ class Recipe:
     """What index to build.
 
     Attributes:
-        factory: `flat`, or a FAISS factory string.
+        factory: `flat` for rows that are all compared, or a FAISS factory string.
         ef_construction: For HNSW, else 0.
         reduced: Over reduced vectors, where they can be.
     """
@@ -41,8 +41,10 @@ class Recipe:
 def recipe(spec: IndexSpec, rows: int) -> Recipe:
     """The index that a spec means for so many rows."""
     kind = spec.kind.lower()
-    if rows < MIN_SEALED_ROWS or kind == FLAT or (kind == "auto" and rows < AUTO_HNSW_ROWS):
+    if rows < MIN_SEALED_ROWS:
         return Recipe(FLAT)
+    if kind == FLAT or (kind == "auto" and rows < AUTO_HNSW_ROWS):
+        return Recipe(FLAT, reduced=True)
     if kind in GPU_KINDS:
         return Recipe(kind)
     ef_construction = spec.ef_construction or DEFAULT_EF_CONSTRUCTION

@@ -15,7 +15,7 @@ from likewise.shards.copies import ContentOrder
 from likewise.shards.index import SealedIndex
 from likewise.shards.index_build import BuildStopped
 from likewise.shards.protocols import F32, I64
-from likewise.shards.recipe import FLAT, recipe
+from likewise.shards.recipe import recipe
 from likewise.shards.rows import LiveRows, Snapshot, SpaceRows, numbers, vector_column
 from likewise.shards.spec import GallerySpec
 
@@ -59,7 +59,10 @@ def due(snapshot: Snapshot, spec: GallerySpec) -> bool:
         return True
     if snapshot.sealed - snapshot.sealed_live > max(FRESH_ROWS, DEAD_SHARE * snapshot.sealed):
         return True
-    return not all(index_build.serves(space.index, spec.index, snapshot.live) for space in snapshot.spaces.values())
+    return not all(
+        index_build.serves(space.index, spec.index, snapshot.live, space.sealed.shape[1])
+        for space in snapshot.spaces.values()
+    )
 
 
 def has_rest(snapshot: Snapshot, spec: GallerySpec) -> bool:
@@ -99,13 +102,14 @@ def seal(
         slots = np.concatenate((np.arange(snapshot.sealed), fresh))
     else:
         slots = np.flatnonzero(snapshot.alive)
+    intact = len(slots) == snapshot.size == snapshot.sealed  # after a load: the rows lie as they are to lie
     spaces = {}
     for described in spec.spaces:
         space = snapshot.spaces[described.name]
         if stop():
             raise BuildStopped
         built: SealedIndex | None = None
-        if wanted.factory != FLAT:
+        if index_build.is_built(wanted, described.dim):
 
             def gather(positions: I64, space: SpaceRows = space) -> F32:
                 return space.vectors(slots[positions])
@@ -120,6 +124,7 @@ def seal(
                     spec.index,
                     gather=gather,
                     base=space.index if extend else None,
+                    held=space.sealed if intact and space.index is None else None,
                     stop=stop,
                     busy=busy,
                 )

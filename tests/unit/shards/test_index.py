@@ -122,9 +122,9 @@ def test_an_index_is_not_extended_past_its_training_or_its_dead() -> None:
 def test_an_index_near_the_row_count_that_asks_for_another_stays() -> None:
     hnsw = replace(built(IndexSpec(kind="hnsw")), recipe=recipe(IndexSpec(), AUTO_HNSW_ROWS))
 
-    assert index_build.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS - 100)
-    assert not index_build.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS // 2)
-    assert not index_build.serves(None, IndexSpec(), AUTO_HNSW_ROWS)
+    assert index_build.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS - 100, DIM)
+    assert not index_build.serves(hnsw, IndexSpec(), AUTO_HNSW_ROWS // 2, DIM)
+    assert not index_build.serves(None, IndexSpec(), AUTO_HNSW_ROWS, DIM)
 
 
 def test_a_build_stops_when_asked_to() -> None:
