@@ -139,7 +139,7 @@ def choose(demand: Demand, index: IndexTraits | None, exact_rows: int | None = N
 
     Args:
         demand: Counts and wishes.
-        index: The sealed index, None where all rows are only compared exactly.
+        index: The sealed index; where it is flat, or None, all rows are compared.
         exact_rows: Filtered rows up to which comparing all is preferred; None for what suits the index.
     """
     if demand.allowed == 0:

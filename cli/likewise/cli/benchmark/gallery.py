@@ -41,7 +41,7 @@ def wait_sealed(gallery: Gallery, rows: int, *, index: str) -> GalleryStats:
     Args:
         gallery: After `fill`.
         rows: Items it has.
-        index: Kind asked for; a "flat" gallery has nothing to build.
+        index: Kind asked for; all rows of a "flat" gallery are compared, however many are fresh.
 
     Raises:
         NotReady: If a build failed, or it takes longer than half an hour.
