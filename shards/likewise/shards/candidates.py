@@ -50,7 +50,7 @@ class Table(NamedTuple):
     """As many candidates for each query, best first; of each as many count as the query itself needs.
 
     Those beyond are there because another query needs as many. They are not looked at, so that no answer depends on
-    whom it was found with; they may be no candidates at all, even -1 for no row.
+    whom it was found with; they may be another query's.
 
     Attributes:
         positions: (n, candidates).

@@ -119,11 +119,9 @@ def build(
             nlist = int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0
             index.train(np.ascontiguousarray(gather(training_positions(rows, nlist))))
     start, piece = int(index.ntotal), FIRST_PIECE
-    raw = None
-    if reduction is not None:
-        raw = held if held is not None else np.empty((rows, dim), dtype=np.float32)
-    if raw is not None and base is not None:
-        raw[:start] = base.vectors
+    copied = np.empty((rows, dim), dtype=np.float32) if reduction is not None and held is None else None
+    if copied is not None and base is not None:
+        copied[:start] = base.vectors
     while start < rows:
         if stop():
             raise BuildStopped
@@ -131,13 +129,14 @@ def build(
         end = min(start + piece, rows)
         began = time.perf_counter()
         vectors = gather(np.arange(start, end))
-        if raw is not None and raw is not held:
-            raw[start:end] = vectors
+        if copied is not None:
+            copied[start:end] = vectors
         index.add(np.ascontiguousarray(vectors if reduction is None else reduction.of(vectors)))
         start, piece = end, next_piece(end - start, time.perf_counter() - began, dim)
-    if raw is not None and raw is not held:
-        raw.flags.writeable = False
-    return adopt(index, wanted, spec, trained_rows=trained_rows, reduction=reduction, vectors=raw)
+    if copied is not None:
+        copied.flags.writeable = False
+    vectors_beside = held if copied is None else copied
+    return adopt(index, wanted, spec, trained_rows=trained_rows, reduction=reduction, vectors=vectors_beside)
 
 
 def next_piece(rows: int, took_s: float, dim: int) -> int:

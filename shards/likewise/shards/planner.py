@@ -171,7 +171,9 @@ def _approximate(demand: Demand, index: IndexTraits) -> Choice:
     if index.kind == "hnsw":
         chosen = demand.ef or index.ef
         if chosen:
-            ef = max(chosen, depth) if share == 1.0 else _chosen_filtered_ef(chosen, demand.k, share, wanted, index)
+            # Of rows that may be hits: under a filter the list is longer by those that it passes over.
+            least = depth if share == 1.0 else _least_filtered_ef(demand.k, share, wanted, depth, index)
+            ef = max(math.ceil(chosen / share), least)
         else:
             ef = default_ef(wanted) if share == 1.0 else _filtered_ef(wanted, share, depth)
         if not index.reduced:
@@ -188,17 +190,15 @@ def _approximate(demand: Demand, index: IndexTraits) -> Choice:
     return Choice(kind, depth, wanted)
 
 
-def _chosen_filtered_ef(chosen: int, k: int, share: float, wanted: int, index: IndexTraits) -> int:
-    """The list that was chosen, of rows that may be hits: longer by those that a filter is expected to take out.
+def _least_filtered_ef(k: int, share: float, wanted: int, depth: int, index: IndexTraits) -> int:
+    """The shortest list where somebody chose one: for k rows that pass.
 
-    What is wanted beyond it, so that k are left, are the best of the rows that the walk has met, some ten times as many
-    as its list holds. 50,000 x 512 reduced to 32, k = 10 under 33 %, the 59 best: a recall of 0.992 with a list of 31
-    and of 0.999 with one of 59, which takes 1.4 times as long; without a filter a list of 15 has 0.98. The order of
+    What is wanted beyond it, so that k are left, are the best of the rows that the walk has met, many times as many as
+    its list holds. 50,000 x 512 reduced to 32, k = 10 under 33 %, the 59 best: a recall of 0.992 with a list of 31 and
+    of 0.999 with one of 59, which takes 1.4 times as long; without a filter a list of 15 has 0.98. The order of
     compressed vectors is too rough for that: all that is wanted of these has to be in the list.
     """
-    if index.lossy:
-        return max(math.ceil(chosen / share), math.ceil(wanted / share * SLACK))
-    return max(math.ceil(max(chosen, k) / share), wanted)
+    return depth if index.lossy else max(math.ceil(k / share), wanted)
 
 
 def _filtered_ef(wanted: int, share: float, depth: int) -> int:

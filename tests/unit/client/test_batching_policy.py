@@ -91,6 +91,14 @@ def test_who_was_answered_or_waits_is_expected_in_the_next_call_as_far_as_all_of
     assert NOBODY.after(answered=200, waiting=100, most=256).are_back(256)
 
 
+def test_the_next_call_goes_at_once_only_where_somebody_was_expected_and_all_of_them_wait() -> None:
+    three = NOBODY.after(answered=2, waiting=1, most=256)
+
+    assert [three.all_back(waiting) for waiting in (0, 2, 3, 4)] == [False, False, True, True]
+    assert not NOBODY.all_back(1)
+    assert [three.in_vain().all_back(waiting) for waiting in (2, 3)] == [False, True]
+
+
 def test_some_calls_after_one_that_waited_in_vain_wait_for_nobody() -> None:
     returning = NOBODY.after(answered=3, waiting=0, most=256).in_vain()
 

@@ -1,5 +1,6 @@
 """Rows, queries and filters that the tests of a shard share."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,3 +31,8 @@ def below(count: int) -> bytes:
         attribute="count", operator=common.COMPARISON_OPERATOR_LESS, value=common.Value(int64_value=count)
     )
     return filter_key(common.Filter(comparison=comparison))
+
+
+def files(folder: Path) -> list[str]:
+    """Names of what lies in a folder."""
+    return [path.name for path in folder.iterdir()]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from tests.unit.shards.conftest import Started
 from tests.unit.shards.fakes import F32, hits_of, oracle, unit
-from tests.unit.shards.shard_rows import TEN, below
-from tests.unit.shards.test_reduction import DIM, stored, surface
-from tests.unit.shards.test_shard_following import files
+from tests.unit.shards.shard_rows import TEN, below, files
+from tests.unit.shards.surfaces import DIM, stored, surface
 
 from likewise.shards import index_build, seal
 from likewise.shards.recipe import MIN_SEALED_ROWS, recipe

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.shards.conftest import Started
-from tests.unit.shards.fakes import F32, MemoryStore, gallery, hits_of, unit
+from tests.unit.shards.fakes import F32, gallery, hits_of, unit
 from tests.unit.shards.shard_rows import TEN, below
+from tests.unit.shards.surfaces import DIM, HNSW, stored, surface
 
 from likewise.shards import index_build, reduction, seal
 from likewise.shards.cache import SealedCache
@@ -20,18 +21,7 @@ from likewise.shards.recipe import recipe
 from likewise.shards.reduction import Reduction, fit
 from likewise.shards.spec import IndexSpec
 
-DIM = 96
-HNSW = IndexSpec(kind="hnsw", m=16)
 AS_THEY_ARE = IndexSpec(kind="HNSW16,Flat")
-
-
-def surface(rows: int, *, latent: int, dim: int = DIM, seed: int = 0, noise: float = 0.01) -> F32:
-    """Unit vectors around 64 centres on a surface of `latent` dimensions, and a little off it."""
-    world, rng = np.random.default_rng(99), np.random.default_rng(seed)
-    embedding = np.linalg.qr(world.standard_normal((dim, latent)))[0].T
-    centres = world.standard_normal((64, latent))
-    points = centres[rng.integers(64, size=rows)] + 0.6 * rng.standard_normal((rows, latent))
-    return unit(points @ embedding + noise * rng.standard_normal((rows, dim)))
 
 
 def reduced(rows: F32, *, dim: int = DIM) -> Reduction:
@@ -43,12 +33,6 @@ def reduced(rows: F32, *, dim: int = DIM) -> Reduction:
 def built(rows: F32, spec: IndexSpec = HNSW, base: SealedIndex | None = None) -> SealedIndex:
     wanted = recipe(spec, len(rows))
     return index_build.build(len(rows), rows.shape[1], wanted, spec, gather=rows.__getitem__, base=base)
-
-
-def stored(rows: F32, index: IndexSpec = HNSW) -> MemoryStore:
-    store = MemoryStore(gallery(dim=rows.shape[1], index=index))
-    store.commit([f"i{i:04d}" for i in range(len(rows))], rows, {"count": list(range(len(rows)))})
-    return store
 
 
 @given(seed=st.integers(0, 2**32 - 1), dim=st.integers(2, 200), data=st.data())

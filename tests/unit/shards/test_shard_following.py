@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.unit.shards.conftest import Started
 from tests.unit.shards.fakes import MemorySource, MemoryStore, gallery, hits_of, oracle, unit
+from tests.unit.shards.shard_rows import files
 
 from likewise.shards.protocols import SearchOptions, Unavailable
 from likewise.shards.search_threads import SearchThreads
@@ -152,10 +153,6 @@ async def test_a_replaced_row_is_found_by_its_new_vector_only(started: Started, 
     assert list(near_old.ids) == oracle(IDS[:20], vectors, QUERY[0], 10)[0]
     assert near_new.ids[0] == IDS[0]
     assert (await shard.stats()).tombstones == 1
-
-
-def files(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
 
 
 class Held:

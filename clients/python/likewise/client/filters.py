@@ -41,11 +41,10 @@ _NO_TRUTH: Final = (
 class Filter:
     """A condition on attributes; combine with `&`, `|` and `~`."""
 
-    __slots__ = ("_hash", "_message")
+    __slots__ = ("_message",)
 
     def __init__(self, message: pb.Filter) -> None:
         self._message = message
-        self._hash: int | None = None  # of every search with the filter
 
     def to_message(self) -> pb.Filter:
         """The filter as it is sent; not to be changed."""
@@ -72,9 +71,7 @@ class Filter:
         return isinstance(other, Filter) and self._message == other._message
 
     def __hash__(self) -> int:
-        if self._hash is None:
-            self._hash = hash(self._message.SerializeToString(deterministic=True))
-        return self._hash
+        return hash(self._message.SerializeToString(deterministic=True))
 
     def __repr__(self) -> str:
         return f"Filter({_text(self._message)})"

@@ -622,7 +622,7 @@ class ShardStats(_message.Message):
     """Rows searched exactly beside it."""
     tombstones: _builtins.int
     index: _builtins.str
-    """What the sealed index is: "flat", "HNSW32,Flat", "HNSW32,Flat over 32 of 512 numbers", ..."""
+    """What the sealed index is: "flat", "flat over 32 of 512 numbers", "HNSW32,Flat over 32 of 512 numbers", ..."""
     state: Global___IndexState.ValueType
     version: _builtins.int
     """Store version it serves."""
