@@ -17,7 +17,8 @@ RAY: Final = "likewise-ray"
 ECHO: Final = "echo"
 FAISS: Final = "faiss"
 
-_EF: Final = (10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 400)
+_EF: Final = (4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 96, 128, 192, 256, 400)
+"""Below k too, which some take for what it says and others for k; so close that the target is not passed by much."""
 _MORE_EF: Final = (*_EF, 800, 1_600, 3_200)
 
 

@@ -4,12 +4,14 @@ A servicer fills in the record of its call; the interceptor writes it when the c
 logging: `configure` is called from `main` alone.
 """
 
-import json
+import functools
 import logging
+import re
 import sys
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from json import JSONEncoder
 from typing import Final, TextIO
 
 from likewise.server.log_writer import LogWriter
@@ -49,8 +51,12 @@ class CallRecord:
 
     def given(self) -> dict[str, object]:
         """The fields that were filled in, in order."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None and value != ""}
+        values = {}
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and value != "":
+                values[name] = value
+        return values
 
 
 _current: ContextVar[CallRecord | None] = ContextVar("likewise_call", default=None)
@@ -91,7 +97,7 @@ class JsonFormatter(logging.Formatter):
             line |= call.given()
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return _as_json(line)
 
 
 class TextFormatter(logging.Formatter):
@@ -100,28 +106,36 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the stack of an exception below it."""
         call = getattr(record, "call", None)
-        message = record.getMessage()
         if isinstance(call, CallRecord):
-            message = " ".join(f"{name}={_quoted(value)}" for name, value in call.given().items())
+            message = " ".join([f"{name}={_quoted(value)}" for name, value in call.given().items()])
+        else:
+            message = record.getMessage()
         line = f"{_timestamp(record)} {record.levelname:<7} {record.name}: {message}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def configure(*, format: str, level: str, stream: TextIO | None = None) -> None:
     """Send every record of the process to `stream` (standard error by default) as "text" or "json" lines."""
+    # Nothing of it is printed, and each line would look it up.
+    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = LogWriter(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
-_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@")
+_as_json: Final = JSONEncoder(ensure_ascii=False).encode
+_is_plain: Final = re.compile(r"[A-Za-z0-9\-_.:/@]*").fullmatch
 
 
 def _quoted(value: object) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return text if set(text) <= _PLAIN else json.dumps(text, ensure_ascii=False)
+    return text if _is_plain(text) else _as_json(text)
 
 
 def _timestamp(record: logging.LogRecord) -> str:
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return f"{seconds}.{int(record.msecs):03d}Z"
+    return f"{_to_the_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@functools.lru_cache(maxsize=2)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

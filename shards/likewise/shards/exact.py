@@ -5,7 +5,6 @@ the rows where the index has them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +13,8 @@ from likewise.shards.masks import Allowed, FilterCache
 from likewise.shards.protocols import F32
 from likewise.shards.reduction import Bounds
 from likewise.shards.rows import Mask, Snapshot
-from likewise.shards.scan import Part, Scanned, scan
+from likewise.shards.scan import Scanned, scan
+from likewise.shards.strips import Part, Transposed
 
 
 class ExactSearch:
@@ -39,9 +39,8 @@ class ExactSearch:
         reduced, index = self._space.reduced, self._space.index
         if reduced is None or index is None or index.reduction is None or not allowed.sealed:
             return None
-        part = self._gathered(allowed) or _part(reduced, allowed.mask[: len(reduced)], allowed.sealed)
-        bounds = index.reduction.bounds(queries)
-        return self._scan(queries, k, [replace(part, reduced=True), *self._fresh(allowed)], bounds)
+        part = self._gathered(allowed) or _part(reduced, allowed.mask[: len(reduced)], allowed.sealed, reduced=True)
+        return self._scan(queries, k, [part, *self._fresh(allowed)], index.reduction.bounds(queries))
 
     def whole(self, queries: F32, k: int, allowed: Allowed) -> Ranked:
         """The k best allowed rows, by the rows as they are."""
@@ -56,19 +55,18 @@ class ExactSearch:
         """The k best allowed rows that are in no index yet."""
         return self._scan(queries, k, self._fresh(allowed)).ranked
 
-    def _gathered(self, allowed: Allowed) -> Part | None:
-        gathered = self._masks.gathered(self._snapshot, allowed, self._name) if allowed.filtered else None
-        return None if gathered is None else Part(gathered.vectors, 0, slots=gathered.slots)
+    def _gathered(self, allowed: Allowed) -> Part | Transposed | None:
+        return self._masks.gathered(self._snapshot, allowed, self._name) if allowed.filtered else None
 
     def _fresh(self, allowed: Allowed) -> list[Part]:
         sealed, count = self._snapshot.sealed, allowed.count - allowed.sealed
         return [_part(self._space.fresh, allowed.mask[sealed:], count, first=sealed)] if count else []
 
-    def _scan(self, queries: F32, k: int, parts: Sequence[Part], bounds: Bounds | None = None) -> Scanned:
+    def _scan(self, queries: F32, k: int, parts: Sequence[Part | Transposed], bounds: Bounds | None = None) -> Scanned:
         ids, gather = self._snapshot.ids, self._space.copy
         return scan(queries, parts, k, ids=ids, gather=gather, bounds=bounds, stop=self._stop)
 
 
-def _part(vectors: F32, mask: Mask, count: int, *, first: int = 0) -> Part:
+def _part(vectors: F32, mask: Mask, count: int, *, first: int = 0, reduced: bool = False) -> Part:
     """The rows of a block that a mask, with so many of them, allows."""
-    return Part(vectors, first, None if count == len(vectors) else np.flatnonzero(mask))
+    return Part(vectors, first, None if count == len(vectors) else np.flatnonzero(mask), reduced=reduced)

@@ -41,6 +41,10 @@ BOUNDED_ROWS_PER_EF: Final = 100
 8: 3.4 ns a row, 0.5 us a candidate; one query alone 11 ns and 1.6 us; of 32 1.8 ns and 0.5 us. The wider they are, the
 less there is between the two."""
 
+KEPT_ROWS_PER_EF: Final = 300
+"""The same where those reduced vectors are kept transposed for a filter, with all that is done around them: in batches
+of 8 2.3 ns a row, 0.8 us a candidate; one query alone 9 ns and 2.7 us; of 32 2.5 ns and 0.6 us."""
+
 SCATTERED_COST: Final = 3
 """How much more a row costs where those that pass a filter are too many to be kept side by side: they are copied for
 every batch, or all rows compared. 10,000 of 50,000 x 512 took 1.1 us each for one query and 0.15 in batches of 8, where
@@ -156,7 +160,8 @@ def choose(demand: Demand, index: IndexTraits | None, exact_rows: int | None = N
         few = EXACT_ROWS.get(index.kind, OTHER_EXACT_ROWS) if exact_rows is None else exact_rows
         if demand.filtered and cost <= few:
             return exact
-        if cost <= _cost_in_rows(approximate, index, loose=demand.loose):
+        kept = demand.filtered and not demand.scattered
+        if cost <= _cost_in_rows(approximate, index, kept=kept, loose=demand.loose):
             return exact
     return approximate
 
@@ -172,8 +177,7 @@ def _approximate(demand: Demand, index: IndexTraits) -> Choice:
         chosen = demand.ef or index.ef
         if chosen:
             # Of rows that may be hits: under a filter the list is longer by those that it passes over.
-            least = depth if share == 1.0 else _least_filtered_ef(demand.k, share, wanted, depth, index)
-            ef = max(math.ceil(chosen / share), least)
+            ef = max(math.ceil(chosen / share), _least_ef(demand.k, depth, index))
         else:
             ef = default_ef(wanted) if share == 1.0 else _filtered_ef(wanted, share, depth)
         if not index.reduced:
@@ -190,15 +194,15 @@ def _approximate(demand: Demand, index: IndexTraits) -> Choice:
     return Choice(kind, depth, wanted)
 
 
-def _least_filtered_ef(k: int, share: float, wanted: int, depth: int, index: IndexTraits) -> int:
-    """The shortest list where somebody chose one: for k rows that pass.
+def _least_ef(k: int, depth: int, index: IndexTraits) -> int:
+    """The shortest list where somebody chose one: k rows.
 
     What is wanted beyond it, so that k are left, are the best of the rows that the walk has met, many times as many as
-    its list holds. 50,000 x 512 reduced to 32, k = 10 under 33 %, the 59 best: a recall of 0.992 with a list of 31 and
-    of 0.999 with one of 59, which takes 1.4 times as long; without a filter a list of 15 has 0.98. The order of
-    compressed vectors is too rough for that: all that is wanted of these has to be in the list.
+    its list holds. 50,000 x 512 reduced to 32, k = 10 under 33 %, the 59 best: a recall of 0.990 with a list of 31, of
+    0.962 with one of 18, which takes four fifths of the time, and of 0.999 with one of 59, which takes 1.4 times as
+    long. The order of compressed vectors is too rough for that: all that is wanted of these has to be in the list.
     """
-    return depth if index.lossy else max(math.ceil(k / share), wanted)
+    return depth if index.lossy else k
 
 
 def _filtered_ef(wanted: int, share: float, depth: int) -> int:
@@ -211,14 +215,16 @@ def default_ef(depth: int) -> int:
     return max(DEFAULT_EF, 2 * depth, min(8 * depth, STEADY_EF))
 
 
-def _cost_in_rows(choice: Choice, index: IndexTraits, *, loose: bool) -> float:
+def _cost_in_rows(choice: Choice, index: IndexTraits, *, kept: bool, loose: bool) -> float:
     """Rows side by side that could be compared exactly in the time of an approximate search."""
     if index.kind == "hnsw":
         # A row that is wanted beyond the list costs a good half of one in it.
         listed = (choice.ef + max(choice.ef, choice.depth)) / 2
         if not index.reduced:
             return ROWS_PER_EF * listed
-        return (REDUCED_ROWS_PER_EF if loose else BOUNDED_ROWS_PER_EF) * listed
+        if loose:
+            return REDUCED_ROWS_PER_EF * listed
+        return (KEPT_ROWS_PER_EF if kept else BOUNDED_ROWS_PER_EF) * listed
     if index.kind == "ivf":
         return index.rows * choice.nprobe / index.nlist
     return choice.depth

@@ -11,8 +11,7 @@ too, and of 50,000 embeddings leaves some 20 to be scored for the 10 best.
 Measured on two cores, see docs/where-the-time-goes.md.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,68 +21,27 @@ from likewise.shards.protocols import F32, I64
 from likewise.shards.reduction import Bounds
 from likewise.shards.rows import Mask
 from likewise.shards.scan_threads import scan_threads
+from likewise.shards.strips import Part, Strip, Transposed
 
-COPIED_BYTES: Final = 32 << 20
-"""Of rows that are copied to lie side by side for one product."""
-
-STRIP_PRODUCTS: Final = 1 << 18
-"""Products that are made and looked through at once: they stay in the cache of a core."""
-STRIP_ROWS: Final = (1_024, 65_536)
-"""Fewest and most rows of them."""
-
-LINE_NUMBERS: Final = 256
-
-SAMPLE_ROWS: Final = 2_048
-"""Of the first strip, to have a floor under the k-th best."""
+GROUPS: Final = 256
+"""Of the rows of the first strip, or 8 k of them: the k-th best of the best of each is a floor under the k-th best."""
 
 MAX_BATCH_HITS: Final = 1 << 18
 """Largest queries * k of one scan; bounds the candidates held."""
 
-GEMV_QUERIES: Final = 3
-"""Up to here a product per query beats one matrix product: 16,384 x 512 took 3, 5, 7 and 8 ms for 2, 3, 4 and 5 queries
-and 7, 9, 9 and 10 as one."""
+LINE_NUMBERS: Final = 256
 
-DENSE_SHARE_FEW: Final = 0.15
-DENSE_SHARE_MANY: Final = 0.8
-"""From this share of allowed rows on, a whole block is compared and masked, for few and for many queries: copying a row
-out costs about as much as comparing six."""
+SCORED_PER_HIT: Final = 4
+"""Candidates a query, as a multiple of k, that are scored as they are: to sort out those that others are nearer than
+takes as long."""
 
 LOOSE_SHARE: Final = 16
 LOOSE_ROWS: Final = 1_024
 """Bounds that leave more than a sixteenth of the rows to be scored for a query, or more than so many, and 4 k, are of
 no use to it: to score a row costs some ten times as much as to compare it."""
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Rows to scan.
-
-    Attributes:
-        vectors: (rows, d) float32, unit length.
-        first: Slot of the first row.
-        rows: Rows to compare, ascending; None for all.
-        slots: (rows,) slot of each row where they do not follow each other from `first`; all rows are compared then.
-        reduced: The vectors are reduced ones.
-    """
-
-    vectors: F32
-    first: int
-    rows: I64 | None = None
-    slots: I64 | None = None
-    reduced: bool = False
-
-    def slots_between(self, start: int, stop: int) -> I64:
-        """Slots of the rows [start, stop)."""
-        return np.arange(self.first + start, self.first + stop) if self.slots is None else self.slots[start:stop]
-
-    def between(self, start: int, stop: int) -> "Part":
-        """The rows [start, stop) as a part."""
-        rows = self.rows
-        if rows is not None:
-            low, high = np.searchsorted(rows, (start, stop))
-            rows = rows[low:high] - start
-        slots = None if self.slots is None else self.slots[start:stop]
-        return Part(self.vectors[start:stop], self.first + start, rows, slots, self.reduced)
+_BELOW_ALL: Final = np.float32(-4.0)
+"""No product of unit vectors is as low, nor a lower bound of one."""
 
 
 class Abandoned(Exception):
@@ -104,7 +62,7 @@ class Scanned(NamedTuple):
 
 def scan(
     queries: F32,
-    parts: Sequence[Part],
+    parts: Sequence[Part | Transposed],
     k: int,
     *,
     ids: Sequence[str],
@@ -129,12 +87,12 @@ def scan(
     Raises:
         Abandoned: As soon as `stop()` is true.
     """
-    rows = sum(len(part.vectors) if part.rows is None else len(part.rows) for part in parts)
+    rows = sum(part.compared for part in parts)
 
-    def candidates(share: Sequence[Part]) -> _Pool:
+    def candidates(share: Sequence[Part | Transposed]) -> _Pool:
         pool = _Pool(queries, k, rows, bounds, ids=ids, gather=gather)
         for part in share:
-            for strip in _strips(bounds.queries if part.reduced and bounds is not None else queries, part):
+            for strip in part.strips(bounds.queries if part.reduced and bounds is not None else queries):
                 if stop():
                     raise Abandoned
                 pool.add(strip)
@@ -153,81 +111,47 @@ def scan(
     return Scanned(ranked, pool.loose)
 
 
-class _Strip(NamedTuple):
-    """Rows compared with all queries.
-
-    Attributes:
-        slots: (rows,).
-        products: (rows, n), overwritten by later strips.
-        left_out: (rows,) what is left out of each, of rows that are reduced.
-    """
-
-    slots: I64
-    products: F32
-    left_out: F32 | None
-
-
-def _strips(queries: F32, part: Part) -> Iterator[_Strip]:
-    """The rows of a part, strip by strip; products are by rows, which BLAS makes in two thirds of the time."""
-    vectors, rows = part.vectors, part.rows
-    (total, dim), n = vectors.shape, len(queries)
-    step = max(STRIP_ROWS[0], min(STRIP_ROWS[1], STRIP_PRODUCTS // n))
-    dense_share = DENSE_SHARE_FEW if n <= GEMV_QUERIES else DENSE_SHARE_MANY
-    if rows is not None and len(rows) < dense_share * total:
-        yield from _copied_strips(queries, part, rows, min(step, max(256, COPIED_BYTES // (4 * dim))))
-        return
-    # Fresh pages for every strip would cost more than the products themselves.
-    buffer = np.empty(n * min(step, total), dtype=np.float32)
-    for start in range(0, total, step):
-        block = vectors[start : start + step]
-        products, left_out = _multiply(queries, block, buffer), block[:, -1] if part.reduced else None
-        if rows is None:
-            yield _Strip(part.slots_between(start, start + len(block)), products, left_out)
-            continue
-        low, high = np.searchsorted(rows, (start, start + len(block)))
-        meant = rows[low:high]
-        at = meant - start
-        yield _Strip(meant + part.first, products[at], None if left_out is None else left_out[at])
-
-
-def _copied_strips(queries: F32, part: Part, rows: I64, step: int) -> Iterator[_Strip]:
-    step = min(step, len(rows))
-    copied = np.empty((step, part.vectors.shape[1]), dtype=np.float32)
-    buffer = np.empty(len(queries) * step, dtype=np.float32)
-    for start in range(0, len(rows), max(step, 1)):
-        meant = rows[start : start + step]
-        block = np.take(part.vectors, meant, axis=0, out=copied[: len(meant)], mode="clip")
-        yield _Strip(
-            meant + part.first, _multiply(queries, block, buffer), block[:, -1].copy() if part.reduced else None
-        )
-
-
-def _multiply(queries: F32, block: F32, buffer: F32) -> F32:
-    """(rows, n) products, in the front of `buffer`."""
-    n, rows = len(queries), len(block)
-    out = buffer[: rows * n].reshape(rows, n)
-    if n == 1:
-        np.dot(block, queries[0], out=buffer[:rows])
-    elif n <= GEMV_QUERIES:
-        for i, query in enumerate(queries):
-            out[:, i] = block @ query
-    else:
-        np.matmul(block, queries.T, out=out)
-    return out
-
-
-def _reaching(products: F32, least: F32) -> I64:
-    """Where the products (rows, n), row after row, are at least `least` (n,).
-
-    Several rows at a time: numpy goes through short lines four times as slowly.
-    """
-    rows, n = products.shape
-    together = max(1, LINE_NUMBERS // n)
+def _reaching(products: F32, least: F32) -> tuple[I64, I64]:
+    """Queries and rows of the products (n, rows) that are at least `least` (n,)."""
+    n, rows = products.shape
+    if products.flags.c_contiguous:
+        found = np.flatnonzero(products >= least[:, np.newaxis])
+        return (np.zeros(len(found), dtype=np.int64), found) if n == 1 else np.divmod(found, rows)
+    # Several rows at a time: numpy goes through short lines four times as slowly.
+    by_rows, together = np.ascontiguousarray(products.T), max(1, LINE_NUMBERS // n)
     whole = rows - rows % together
-    found = np.flatnonzero(products[:whole].reshape(-1, together * n) >= np.tile(least, together))
-    if whole == rows:
-        return found
-    return np.concatenate((found, np.flatnonzero(products[whole:] >= least) + whole * n))
+    found = np.flatnonzero(by_rows[:whole].reshape(-1, together * n) >= np.tile(least, together))
+    if whole < rows:
+        found = np.concatenate((found, np.flatnonzero(by_rows[whole:] >= least) + whole * n))
+    at, owners = np.divmod(found, n)
+    return owners, at
+
+
+def _best_of_groups(products: F32, groups: int) -> F32:
+    """(n, groups) the best of each group of products (n, rows), row i being of group i modulo `groups`.
+
+    A last few rows, fewer than there are groups, are of none.
+    """
+    n, rows = products.shape
+    each = rows // groups
+    if products.flags.c_contiguous:
+        best: F32 = products[:, : each * groups].reshape(n, each, groups).max(axis=1)
+        return best
+    by_rows: F32 = np.ascontiguousarray(products.T)[: each * groups].reshape(each, groups * n).max(axis=0)
+    return by_rows.reshape(groups, n).T
+
+
+class _Found(NamedTuple):
+    """Candidates, as columns: their queries, their slots, and how near they are at most and at least."""
+
+    owners: I64
+    slots: I64
+    uppers: F32
+    lowers: F32
+
+    def of(self, which: I64 | Mask) -> "_Found":
+        """Some of them."""
+        return _Found(self.owners[which], self.slots[which], self.uppers[which], self.lowers[which])
 
 
 class _Pool:
@@ -241,105 +165,115 @@ class _Pool:
         self._margins: F32 = np.full(n, margin(queries.shape[1]), dtype=np.float32)
         if bounds is not None:
             self._margins = np.maximum(self._margins, bounds.margins)
-        self._floors = np.full(n, -np.inf, dtype=np.float32)
+        self._floors: F32 = np.full(n, _BELOW_ALL)
         self.loose: Mask = np.zeros(n, dtype=bool)
-        self._most = 4 * k + min(rows // LOOSE_SHARE, LOOSE_ROWS)
+        self._most = SCORED_PER_HIT * k + min(rows // LOOSE_SHARE, LOOSE_ROWS)
         self._limit = max(4 * n * k, 1 << 12)
-        self._owners: list[I64] = []
-        self._slots: list[I64] = []
-        self._uppers: list[F32] = []
-        self._lowers: list[F32] = []
+        self._found: list[_Found] = []
         self._held = 0
 
-    def add(self, strip: _Strip) -> None:
-        slots, products, left_out = strip
-        rows, n = products.shape
+    def add(self, strip: Strip) -> None:
+        products, left_out = strip.products, strip.left_out
+        rows = products.shape[1]
         if rows == 0:
             return
         if rows > self._k and self._held == 0:
             self._floors = np.maximum(self._floors, self._floors_of(products, left_out))
-        found = _reaching(products, self._floors - self._margins)
-        if len(found) == 0:
+        owners, at = _reaching(products, self._floors - self._margins)
+        if len(at) == 0:
             return
-        at, owners = (found, np.zeros(len(found), dtype=np.int64)) if n == 1 else np.divmod(found, n)
-        uppers = products.reshape(-1)[found]
-        self._owners.append(owners)
-        self._slots.append(slots[at])
-        self._uppers.append(uppers)
-        if left_out is None or self._bounds is None:
-            self._lowers.append(uppers)
-        else:
-            self._lowers.append(uppers - self._bounds.spreads[owners] * left_out[at])
-        self._held += len(found)
+        uppers = lowers = products[owners, at]
+        if left_out is not None and self._bounds is not None:
+            lowers = uppers - self._bounds.spreads[owners] * left_out[at]
+        self._found.append(_Found(owners, strip.slots_of(at), uppers, lowers))
+        self._held += len(at)
         if self._held > self._limit:
             self._compact()
 
     def take(self, other: "_Pool") -> None:
         """Add the candidates that another pool found among other rows."""
-        self._owners += other._owners
-        self._slots += other._slots
-        self._uppers += other._uppers
-        self._lowers += other._lowers
+        self._found += other._found
         self._held += other._held
         self._floors = np.maximum(self._floors, other._floors)
         self.loose |= other.loose
 
     def best(self) -> Ranked:
-        self._raise_floors()
-        n, (owners, slots) = len(self._queries), (self._owners[0], self._slots[0]) if self._owners else (_NONE, _NONE)
+        n, k = len(self._queries), self._k
+        owners, slots, *_ = self._joined()
         counts = np.bincount(owners, minlength=n)
+        if int(counts.max()) > SCORED_PER_HIT * k or self.loose.any():
+            owners, slots = self._nearest()[:2]
+            counts = np.bincount(owners, minlength=n)
         width, least = int(counts.max()), int(counts.min())
-        if least < min(self._k, width) or width == 0 or n * width > 2 * self._held:
+        if least < min(k, width) or width == 0 or n * width > 2 * len(owners):
             return self._ranked(owners, slots)
         # About as many for each: a table of them is scored in half the time.
-        table = np.full((n, width), slots[0], dtype=np.int64)
-        table[owners, np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]] = slots
-        return rank_table(self._queries, table, self._k, counts=counts.tolist(), ids=self._ids, gather=self._gather)
+        if n > 1:
+            order = np.argsort(owners, kind="stable")
+            starts = np.cumsum(counts) - counts
+            # Where a line ends sooner than the table, what follows is the next one's.
+            filled = np.minimum(starts[:, np.newaxis] + np.arange(width), len(slots) - 1)
+            slots = slots[order[filled]]
+        return rank_table(
+            self._queries, slots.reshape(n, width), k, counts=counts.tolist(), ids=self._ids, gather=self._gather
+        )
 
     def _floors_of(self, products: F32, left_out: F32 | None) -> F32:
-        """Floors from some of the rows of a strip: more than k of them."""
-        sample = products[: max(SAMPLE_ROWS, 4 * self._k)]
-        at = len(sample) - self._k
-        floors: F32 = np.partition(np.ascontiguousarray(sample.T), at, axis=1)[:, at]
+        """Floors from the rows of a strip: more than k of them."""
+        rows = products.shape[1]
+        groups = min(rows, max(GROUPS, 8 * self._k))
+        lowers = _best_of_groups(products, groups)
         if left_out is not None and self._bounds is not None:
-            floors -= self._bounds.spreads * left_out[: len(sample)].max()
+            lowers = lowers - self._bounds.spreads[:, np.newaxis] * _best_of_groups(left_out[np.newaxis], groups)
+        at = groups - self._k
+        floors: F32 = np.partition(lowers, at, axis=1)[:, at]
         return floors
 
     def _ranked(self, owners: I64, slots: I64) -> Ranked:
         return rank(self._queries, owners, slots, self._k, ids=self._ids, gather=self._gather)
 
     def _compact(self) -> None:
-        self._raise_floors()
+        self._found = [nearest := self._nearest()]
+        self._held = len(nearest.slots)
         if self._held <= self._limit // 2:
             return
         if self._bounds is not None:
             self._limit = 2 * self._held  # there are as many queries
             return
         # Ties: only their exact order can thin them out.
-        ranked = self._ranked(self._owners[0], self._slots[0])
-        self._owners = [np.repeat(np.arange(len(self._queries)), np.diff(ranked.offsets))]
-        self._slots, self._uppers, self._lowers = [ranked.slots], [ranked.scores], [ranked.scores]
+        ranked = self._ranked(nearest.owners, nearest.slots)
+        owners = np.repeat(np.arange(len(self._queries)), np.diff(ranked.offsets))
+        self._found = [_Found(owners, ranked.slots, ranked.scores, ranked.scores)]
         self._held = len(ranked.slots)
 
-    def _raise_floors(self) -> None:
-        """Set each floor to the k-th best lower bound held, and drop what cannot reach it; in the order of queries."""
-        if not self._owners:
-            return
-        owners, slots = np.concatenate(self._owners), np.concatenate(self._slots)
-        uppers, lowers = np.concatenate(self._uppers), np.concatenate(self._lowers)
-        order = np.lexsort((-lowers, owners))
-        owners, slots, uppers, lowers = owners[order], slots[order], uppers[order], lowers[order]
-        bounds = np.searchsorted(owners, np.arange(len(self._queries) + 1))
-        full = np.flatnonzero(np.diff(bounds) >= self._k)
-        self._floors[full] = np.maximum(self._floors[full], lowers[bounds[full] + self._k - 1])
-        kept = uppers >= (self._floors - self._margins)[owners]
+    def _joined(self) -> _Found:
+        found = self._found
+        if len(found) == 1:
+            return found[0]
+        return _Found(
+            np.concatenate([_NONE, *(one.owners for one in found)]),
+            np.concatenate([_NONE, *(one.slots for one in found)]),
+            np.concatenate([_NO_SCORES, *(one.uppers for one in found)]),
+            np.concatenate([_NO_SCORES, *(one.lowers for one in found)]),
+        )
+
+    def _nearest(self) -> _Found:
+        """Those of the candidates that can be among the k best of their query, in the order of queries.
+
+        Floors are set to the k-th best lower bound held.
+        """
+        found = self._joined()
+        found = found.of(np.lexsort((-found.lowers, found.owners)))
+        starts = np.searchsorted(found.owners, np.arange(len(self._queries) + 1))
+        full = np.flatnonzero(np.diff(starts) >= self._k)
+        self._floors[full] = np.maximum(self._floors[full], found.lowers[starts[full] + self._k - 1])
+        kept = found.uppers >= (self._floors - self._margins)[found.owners]
         if self._bounds is not None:
-            self.loose |= np.bincount(owners[kept], minlength=len(self._queries)) > self._most
+            self.loose |= np.bincount(found.owners[kept], minlength=len(self._queries)) > self._most
             self._floors[self.loose] = np.inf
-            kept &= ~self.loose[owners]
-        self._owners, self._slots = [owners[kept]], [slots[kept]]
-        self._uppers, self._lowers = [uppers[kept]], [lowers[kept]]
-        self._held = int(np.count_nonzero(kept))
+            kept &= ~self.loose[found.owners]
+        return found.of(kept)
 
 
 _NONE: Final[I64] = np.zeros(0, dtype=np.int64)
+_NO_SCORES: Final[F32] = np.zeros(0, dtype=np.float32)

@@ -9,23 +9,23 @@ has BLAS use one thread.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 MIN_NUMBERS: Final = 1 << 26
 """Multiplications of a scan from which another thread is worth waking: about two milliseconds of one core."""
 
 
 class Rows(Protocol):
-    """Something with rows that can be cut; see `likewise.shards.distance.Part`."""
+    """Something with rows that can be cut; see `likewise.shards.strips`."""
 
     @property
-    def vectors(self) -> Any:
-        """(rows, d)."""
+    def total(self) -> int:
+        """Rows there are."""
         ...
 
     @property
-    def rows(self) -> Any:
-        """Rows that are meant, None for all."""
+    def compared(self) -> int:
+        """Rows that are meant."""
         ...
 
     def between(self: "_R", start: int, stop: int) -> "_R":
@@ -56,13 +56,13 @@ class ScanThreads:
             parts: What is to be scanned.
             numbers: Multiplications a row: queries times dimensions.
         """
-        rows = sum(len(part.vectors) if part.rows is None else len(part.rows) for part in parts)
+        rows = sum(part.compared for part in parts)
         threads = max(1, min(self._count, rows * numbers // MIN_NUMBERS))
         if threads == 1:
             return [list(parts)]
         shares: list[list[_R]] = [[] for _ in range(threads)]
         for part in parts:
-            total = len(part.vectors)
+            total = part.total
             for i, share in enumerate(shares):
                 start, stop = total * i // threads, total * (i + 1) // threads
                 if stop > start:

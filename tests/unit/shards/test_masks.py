@@ -6,16 +6,20 @@ from tests.unit.shards.fakes import unit
 
 from likewise.shards.copies import ContentOrder
 from likewise.shards.filter import filter_key
+from likewise.shards.index import SealedIndex, adopt, faiss
 from likewise.shards.masks import GATHERED_SHARE, FilterCache
+from likewise.shards.recipe import recipe
+from likewise.shards.reduction import Reduction
 from likewise.shards.rows import Snapshot, SpaceRows
-from likewise.shards.spec import AttributeSpec
+from likewise.shards.spec import AttributeSpec, IndexSpec
+from likewise.shards.strips import Part, Transposed
 from likewise.v1 import common_pb2
 
 DIM, ROWS, SEALED = 8, 100, 60
 PRICE = AttributeSpec("price", common_pb2.ATTRIBUTE_TYPE_INT64)
 
 
-def snapshot(*, mutation: int = 0, dead: int | None = None) -> Snapshot:
+def snapshot(*, mutation: int = 0, dead: int | slice | None = None, index: SealedIndex | None = None) -> Snapshot:
     """Rows priced 0 to 99, the first 60 sealed."""
     vectors = unit(np.random.default_rng(0).standard_normal((ROWS, DIM)))
     alive = np.ones(ROWS, dtype=bool)
@@ -35,7 +39,7 @@ def snapshot(*, mutation: int = 0, dead: int | None = None) -> Snapshot:
         alive=alive,
         live=int(alive.sum()),
         sealed_live=int(alive[:SEALED].sum()),
-        spaces={"s": SpaceRows(vectors[:SEALED], vectors[SEALED:], np.ones(ROWS, np.float32), None)},
+        spaces={"s": SpaceRows(vectors[:SEALED], vectors[SEALED:], np.ones(ROWS, np.float32), index)},
     )
 
 
@@ -55,12 +59,64 @@ def test_the_rows_of_a_filter_are_copied_once_and_anew_after_a_change() -> None:
     again = cache.gathered(before, cache.allowed(before, at_least(55)), "s")
     later = cache.gathered(after, cache.allowed(after, at_least(55)), "s")
 
-    assert first is not None
-    assert later is not None
     assert first is again
+    assert isinstance(first, Part)
+    assert isinstance(later, Part)
+    assert first.slots is not None
+    assert later.slots is not None
     assert first.slots.tolist() == list(range(55, 100))
     assert first.vectors.tobytes() == before.spaces["s"].vectors(first.slots).tobytes()
     assert later.slots.tolist() == [slot for slot in range(55, 100) if slot != 70]
+
+
+def reduced_index() -> SealedIndex:
+    """Of rows of 4 numbers in place of 8."""
+    spec = IndexSpec("flat")
+    reduction = Reduction(np.eye(DIM, dtype=np.float32)[:3], slack=0.0)
+    vectors = snapshot().spaces["s"].sealed
+    index = faiss.IndexFlatIP(reduction.width)
+    index.add(reduction.of(vectors))
+    return adopt(index, recipe(spec, SEALED), spec, trained_rows=SEALED, reduction=reduction, vectors=vectors)
+
+
+def meant(part: Part | Transposed | None) -> list[int]:
+    """Slots of the rows that are compared."""
+    assert isinstance(part, Transposed)
+    return np.delete(part.slots, [] if part.gone is None else part.gone).tolist()
+
+
+def test_reduced_rows_of_a_filter_are_used_until_many_of_them_are_gone() -> None:
+    cache, index = FilterCache([PRICE]), reduced_index()
+
+    def gathered(mutation: int, dead: int | slice | None = None) -> Part | Transposed | None:
+        rows = snapshot(mutation=mutation, dead=dead, index=index)
+        return cache.gathered(rows, cache.allowed(rows, at_least(20)), "s")
+
+    first, fewer, again = gathered(0), gathered(1, 30), gathered(1, 30)
+    fresh_died, half = gathered(2, 70), gathered(3, slice(30, 50))
+
+    assert index.reduced is not None
+    assert isinstance(first, Transposed)
+    assert isinstance(fewer, Transposed)
+    assert isinstance(half, Transposed)
+    assert first.numbers.T.tobytes() == index.reduced[20:SEALED].tobytes()
+    assert meant(first) == meant(fresh_died) == list(range(20, SEALED))
+    assert meant(fewer) == [slot for slot in range(20, SEALED) if slot != 30]
+    assert fewer.numbers is first.numbers
+    assert again is fewer
+    assert meant(half) == [*range(20, 30), *range(50, SEALED)]
+    assert half.total == half.compared == 20
+
+
+def test_a_search_of_older_rows_than_those_copied_has_its_own() -> None:
+    cache, index = FilterCache([PRICE]), reduced_index()
+    before, after = snapshot(index=index), snapshot(mutation=1, dead=30, index=index)
+
+    newer = cache.gathered(after, cache.allowed(after, at_least(20)), "s")
+    older = cache.gathered(before, cache.allowed(before, at_least(20)), "s")
+
+    assert 30 not in meant(newer)
+    assert 30 in meant(older)
 
 
 def test_more_rows_than_a_share_of_the_cache_are_not_copied_and_all_of_it_stays_in_bound() -> None:

@@ -111,6 +111,15 @@ def test_reduced_rows_are_compared_where_whole_ones_would_not_be() -> None:
     assert choose(tenth._replace(loose=True, scattered=True), reduced).kind == pb.PLAN_KIND_ANN_FILTERED
 
 
+def test_reduced_rows_that_are_kept_for_a_filter_are_compared_sooner_than_those_that_are_not() -> None:
+    reduced = IndexTraits("hnsw", rows=50_000, reduced=True)
+    fifth = demand(10_000, live=50_000, ef=10)
+
+    assert choose(fifth, reduced).kind == pb.PLAN_KIND_EXACT_FILTERED
+    assert choose(fifth._replace(scattered=True), reduced).kind == pb.PLAN_KIND_ANN_FILTERED
+    assert choose(fifth._replace(filtered=False), reduced).kind == pb.PLAN_KIND_ANN
+
+
 def test_the_fewer_rows_pass_the_deeper_the_index_is_asked() -> None:
     half, tenth = choose(demand(500_000), HNSW), choose(demand(100_000), HNSW)
 
@@ -157,9 +166,10 @@ def test_a_chosen_candidate_list_is_of_those_that_a_filter_lets_through(ef: int)
     without = choose(demand(1_000_000, ef=ef), HNSW)
 
     assert half.kind == pb.PLAN_KIND_ANN_FILTERED
-    assert half.ef == max(2 * ef, 2 * 10)
+    assert half.ef == max(2 * ef, 10)
     assert half.depth == math.ceil(2 * 15 * SLACK)  # enough for k rows to pass, however short the list
-    assert without.ef == max(ef, without.depth)
+    assert without.ef == max(ef, 10)
+    assert without.depth == 15
     by_gallery = choose(demand(500_000), IndexTraits("hnsw", rows=HNSW.rows, ef=ef))
     assert by_gallery == half
 

@@ -11,17 +11,20 @@ from tests.unit.shards.scan_worlds import answers, copies_of, ids_of, worlds
 
 import likewise.shards.scan_threads
 from likewise.shards import scan as scan_module
+from likewise.shards import strips
 from likewise.shards.distance import inner_products
+from likewise.shards.protocols import I64
 from likewise.shards.reduction import Reduction
-from likewise.shards.scan import Abandoned, Part, scan
+from likewise.shards.scan import Abandoned, scan
 from likewise.shards.scan_threads import ScanThreads
+from likewise.shards.strips import Part, Transposed
 
 THREADS = {count: ScanThreads(count) for count in (1, 2, 3)}
 
 
-@given(worlds(), st.sampled_from([1, 16, 4_096]), st.sampled_from([1, 16, 2_048]), st.sampled_from([1, 2, 3]))
+@given(worlds(), st.sampled_from([1, 16, 4_096]), st.sampled_from([1, 16, 256]), st.sampled_from([1, 2, 3]))
 def test_a_scan_is_exact_whatever_the_ties_the_blocks_the_parts_and_the_threads(
-    world: tuple[F32, F32, list[int] | None, int, int], strip_rows: int, sample_rows: int, threads: int
+    world: tuple[F32, F32, list[int] | None, int, int], strip_rows: int, groups: int, threads: int
 ) -> None:
     vectors, queries, rows, cut, k = world
     ids = ids_of(len(vectors))
@@ -33,8 +36,8 @@ def test_a_scan_is_exact_whatever_the_ties_the_blocks_the_parts_and_the_threads(
     allowed = None if rows is None else [i in set(rows) for i in range(len(vectors))]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_module, "STRIP_ROWS", (1, strip_rows))
-        patch.setattr(scan_module, "SAMPLE_ROWS", sample_rows)
+        patch.setattr(strips, "STRIP_ROWS", (1, strip_rows))
+        patch.setattr(scan_module, "GROUPS", groups)
         patch.setattr(scan_module, "scan_threads", THREADS[threads])
         patch.setattr(likewise.shards.scan_threads, "MIN_NUMBERS", 1)
         ranked = scan(queries, parts, k, ids=ids, gather=copies_of(vectors)).ranked
@@ -81,7 +84,8 @@ def test_rows_that_were_gathered_are_known_by_their_own_slots() -> None:
     slots = np.sort(rng.choice(200, 70, replace=False))
     ids = ids_of(200)
 
-    gathered = scan(query, [Part(vectors[slots], 0, slots=slots)], 9, ids=ids, gather=copies_of(vectors)).ranked
+    kept = Part(vectors[slots], 0, slots=slots)
+    gathered = scan(query, [kept], 9, ids=ids, gather=copies_of(vectors)).ranked
     in_place = scan(query, [Part(vectors, 0, slots)], 9, ids=ids, gather=copies_of(vectors)).ranked
 
     assert gathered.slots.tolist() == in_place.slots.tolist()
@@ -106,19 +110,48 @@ def flat_worlds(draw: st.DrawFn) -> tuple[F32, F32, Reduction, int, int]:
     return rows, queries, reduction, draw(st.integers(0, count)), draw(st.integers(1, 20))
 
 
-@given(flat_worlds(), st.sampled_from([1, 16, 4_096]), st.sampled_from([1, 2_048]), st.booleans())
+def reduced_part(kind: str, block: F32, rows: I64 | None) -> Part | Transposed:
+    """Some rows of a block, or all, as those that are not copied or those that are."""
+    if kind == "in place":
+        return Part(block, 0, rows, reduced=True)
+    everything = np.arange(len(block))
+    if kind == "copied":
+        return Transposed.of(block, everything if rows is None else rows)
+    gone = None if rows is None else np.setdiff1d(everything, rows)
+    return Transposed(np.ascontiguousarray(block.T), everything, gone)
+
+
+@given(
+    world=flat_worlds(),
+    strip_rows=st.sampled_from([1, 16, 4_096]),
+    groups=st.sampled_from([1, 256]),
+    small=st.sampled_from([200, 1_000_000]),
+    kind=st.sampled_from(["in place", "copied", "copied before some went"]),
+    threads=st.sampled_from([1, 3]),
+    chosen=st.booleans(),
+)
 def test_a_scan_of_reduced_rows_finds_what_one_of_the_rows_does_or_says_that_it_cannot(
-    world: tuple[F32, F32, Reduction, int, int], strip_rows: int, sample_rows: int, chosen: bool
+    world: tuple[F32, F32, Reduction, int, int],
+    strip_rows: int,
+    groups: int,
+    small: int,
+    kind: str,
+    threads: int,
+    chosen: bool,
 ) -> None:
     vectors, queries, reduction, cut, k = world
     ids = ids_of(len(vectors))
     rows = np.arange(0, cut, 2) if chosen else None
     whole = [Part(vectors[:cut], 0, rows), Part(vectors[cut:], cut)]
-    reduced = [Part(reduction.of(vectors[:cut]), 0, rows, reduced=True), whole[1]]
+    reduced = [reduced_part(kind, reduction.of(vectors[:cut]), rows), whole[1]]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_module, "STRIP_ROWS", (1, strip_rows))
-        patch.setattr(scan_module, "SAMPLE_ROWS", sample_rows)
+        patch.setattr(strips, "STRIP_ROWS", (1, strip_rows))
+        patch.setattr(strips, "SMALL_PRODUCT", small)
+        patch.setattr(strips, "SMALL_ROWS", 1)
+        patch.setattr(scan_module, "GROUPS", groups)
+        patch.setattr(scan_module, "scan_threads", THREADS[threads])
+        patch.setattr(likewise.shards.scan_threads, "MIN_NUMBERS", 1)
         found = scan(queries, reduced, k, ids=ids, gather=copies_of(vectors), bounds=reduction.bounds(queries))
         expected = scan(queries, whole, k, ids=ids, gather=copies_of(vectors)).ranked
 
@@ -128,6 +161,19 @@ def test_a_scan_of_reduced_rows_finds_what_one_of_the_rows_does_or_says_that_it_
     )
     kept = np.repeat(~found.loose, np.diff(expected.offsets))
     assert found.ranked.scores.tobytes() == expected.scores[kept].tobytes()
+
+
+def test_rows_that_are_gone_are_no_hits_even_where_fewer_are_left_than_wanted() -> None:
+    rng = np.random.default_rng(3)
+    vectors = unit(rng.standard_normal((6, 8)))
+    reduction, ids = Reduction(np.eye(8, dtype=np.float32)[:3], slack=0.0), ids_of(6)
+    part = reduced_part("copied before some went", reduction.of(vectors), np.array([0, 2, 4]))
+
+    found = scan(
+        vectors[:2], [part], 10, ids=ids, gather=copies_of(vectors), bounds=reduction.bounds(vectors[:2])
+    ).ranked
+
+    assert [sorted(hits) for hits in answers(found, ids)] == [sorted(ids[::2])] * 2
 
 
 @given(flat_worlds())

@@ -41,10 +41,11 @@ _NO_TRUTH: Final = (
 class Filter:
     """A condition on attributes; combine with `&`, `|` and `~`."""
 
-    __slots__ = ("_message",)
+    __slots__ = ("_bytes", "_message")
 
     def __init__(self, message: pb.Filter) -> None:
         self._message = message
+        self._bytes = b""
 
     def to_message(self) -> pb.Filter:
         """The filter as it is sent; not to be changed."""
@@ -71,7 +72,10 @@ class Filter:
         return isinstance(other, Filter) and self._message == other._message
 
     def __hash__(self) -> int:
-        return hash(self._message.SerializeToString(deterministic=True))
+        # Made once, as each search with the filter asks for it; bytes keep their hash themselves. Not the hash: that is
+        # another one in another process, where a pickled filter may come to.
+        self._bytes = self._bytes or self._message.SerializeToString(deterministic=True)
+        return hash(self._bytes)
 
     def __repr__(self) -> str:
         return f"Filter({_text(self._message)})"

@@ -396,7 +396,7 @@ class SearchParams(_message.Message):
     """
     ef: _builtins.int
     """HNSW candidate list, 1 to 65,536; with a filter longer by what it is expected to pass over, as if ef of the candidates
-    were to be let through.
+    were to be let through. It holds at least k rows.
     """
     nprobe: _builtins.int
     """IVF lists visited, 1 to 65,536."""
