@@ -247,15 +247,17 @@ class _Pool:
         self._held = len(ranked.slots)
 
     def _joined(self) -> _Found:
+        """All candidates, which are held as one from then on."""
         found = self._found
-        if len(found) == 1:
-            return found[0]
-        return _Found(
-            np.concatenate([_NONE, *(one.owners for one in found)]),
-            np.concatenate([_NONE, *(one.slots for one in found)]),
-            np.concatenate([_NO_SCORES, *(one.uppers for one in found)]),
-            np.concatenate([_NO_SCORES, *(one.lowers for one in found)]),
-        )
+        if len(found) != 1:
+            joined = _Found(
+                np.concatenate([_NONE, *(one.owners for one in found)]),
+                np.concatenate([_NONE, *(one.slots for one in found)]),
+                np.concatenate([_NO_SCORES, *(one.uppers for one in found)]),
+                np.concatenate([_NO_SCORES, *(one.lowers for one in found)]),
+            )
+            self._found = [joined]
+        return self._found[0]
 
     def _nearest(self) -> _Found:
         """Those of the candidates that can be among the k best of their query, in the order of queries.

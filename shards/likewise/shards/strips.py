@@ -33,6 +33,8 @@ transposed, took 60, 56, 98 and 186 us in such pieces instead of 209, 221, 269 a
 183 and 223. Pieces of fewer rows gain nothing."""
 
 TRANSPOSED_ROWS: Final = 1_024
+"""Copied at a time when rows are transposed, so that they stay in the cache: all 200,000 of 32 numbers at once take 31
+ms instead of 14."""
 
 DENSE_SHARE_FEW: Final = 0.15
 DENSE_SHARE_MANY: Final = 0.8
@@ -147,7 +149,6 @@ class Transposed:
         """A copy of some rows of a block, of which each slot names one."""
         numbers = np.empty((block.shape[1], len(slots)), dtype=np.float32)
         for start in range(0, len(slots), TRANSPOSED_ROWS):
-            # By pieces that stay in the cache: all at once takes twice as long.
             numbers[:, start : start + TRANSPOSED_ROWS] = block[slots[start : start + TRANSPOSED_ROWS]].T
         return cls(numbers, slots)
 
