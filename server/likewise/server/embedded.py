@@ -32,7 +32,7 @@ def embedded(settings: Settings) -> Server:
             cache=settings.cache,
             export_root=settings.export_root,
             threads=settings.thread_count,
-            shard=ShardLimits(max_queued=settings.shard_queue, recall_share=settings.recall_share),
+            shard=shard_limits(settings),
             writer=WriterLimits(
                 queue_rows=settings.write_queue_rows,
                 queue_bytes=settings.write_queue_bytes,
@@ -71,6 +71,15 @@ def runtime(settings: Settings) -> Runtime:
         allow_fallback=settings.encoder_fallback,
         device_id=settings.encoder_gpu,
         gpu_memory_bytes=settings.encoder_gpu_bytes,
+    )
+
+
+def shard_limits(settings: Settings) -> ShardLimits:
+    """The shards' part of the settings."""
+    return ShardLimits(
+        max_queued=settings.shard_queue,
+        recall_share=settings.recall_share,
+        partial_share=settings.partial_index_share,
     )
 
 

@@ -224,7 +224,10 @@ class _IndexItems:
     def collect(self) -> list[Metric]:
         items = GaugeMetricFamily("likewise_index_items", "Rows of a shard.", labels=["gallery", "shard", "state"])
         memory = GaugeMetricFamily(
-            "likewise_index_memory_bytes", "Vectors and index of a shard.", labels=["gallery", "shard"]
+            "likewise_index_memory_bytes", "Vectors and indexes of a shard.", labels=["gallery", "shard"]
+        )
+        partial = GaugeMetricFamily(
+            "likewise_partial_indexes", "Filters that have an index of their own.", labels=["gallery", "shard"]
         )
         version = GaugeMetricFamily(
             "likewise_index_version", "Store version a shard serves.", labels=["gallery", "shard"]
@@ -256,8 +259,9 @@ class _IndexItems:
                 for state in ("live", "sealed", "fresh", "tombstones"):
                     items.add_metric([name, number, state], getattr(shard, state))
                 memory.add_metric([name, number], shard.memory_bytes)
+                partial.add_metric([name, number], shard.partial_indexes)
                 version.add_metric([name, number], shard.version)
-        return [items, memory, version, recall, low, high, queries, hardness, spent]
+        return [items, memory, partial, version, recall, low, high, queries, hardness, spent]
 
 
 class MetricsEndpoint:

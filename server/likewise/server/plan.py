@@ -34,6 +34,8 @@ def summary(shards: Sequence[pb.ShardPlan], *, filtered: bool) -> str:
     over = f"{allowed:,} of {live:,} (filter {_percent(allowed, live)})" if filtered else f"{live:,}"
     parts = [f"{how} over {over}"]
     parts += [f"{name} {value}" for name, value in _numbers(shards)]
+    if partial := sum(shard.partial_index for shard in shards):
+        parts.append("partial index" if partial == len(shards) else f"partial index on {partial}")
     if fallbacks := sum(shard.fallback for shard in shards):
         parts.append(
             "came short and searched exactly" if len(shards) == 1 else f"{fallbacks} came short, searched exactly"

@@ -108,6 +108,12 @@ class Settings(BaseSettings):
         le=1,
         description="Time for checking the recall of live searches, as a share of the time they take; 0: never.",
     )
+    partial_index_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=10,
+        description="Memory for indexes of single filters, as a share of what a shard's indexes take; 0: none.",
+    )
 
     shard_cpus: float = Field(
         default=0.02, ge=0, le=1024, description="CPUs that Ray sets aside for each replica of a shard; no limit."

@@ -86,13 +86,17 @@ class SealedIndex:
     @property
     def memory_bytes(self) -> int:
         """Estimate of what it takes, its vectors included."""
+        return self.core_bytes + (0 if self.reduction is None or self.vectors is None else self.vectors.nbytes)
+
+    @functools.cached_property
+    def core_bytes(self) -> int:
+        """Estimate of what the index itself takes, vectors beside it not counted."""
         core = core_of(self.faiss_index)
-        beside = 0 if self.reduction is None or self.vectors is None else self.vectors.nbytes
         if hasattr(core, "hnsw"):
             links = 4 * int(core.hnsw.neighbors.size()) + 12 * self.rows
-            return links + self.rows * int(core.storage.sa_code_size()) + beside
+            return links + self.rows * int(core.storage.sa_code_size())
         if self.exact:
-            return self.rows * 4 * int(core.d) + beside
+            return self.rows * 4 * int(core.d)
         return self.rows * (int(getattr(core, "code_size", 4 * core.d)) + 8)
 
     @property
@@ -217,7 +221,7 @@ def use_large_pages(index: SealedIndex | None, stop: Callable[[], bool] = lambda
     storage = faiss.downcast_index(core.storage)
     held = [core.hnsw.neighbors, storage.codes] if hasattr(storage, "codes") else [core.hnsw.neighbors]
     views = [faiss.rev_swig_ptr(block.data(), int(block.size())) for block in held]
-    if index.reduction is not None:
+    if index.reduction is not None and index.vectors is not None:
         views.append(index.vectors)
     for view in views:
         memory.use_large_pages(view.ctypes.data, view.nbytes, stop=stop)

@@ -14,7 +14,9 @@ from likewise.shards import candidates, effort, index, planner, raw_vectors
 from likewise.shards.candidates import Wanted
 from likewise.shards.distance import inner_products
 from likewise.shards.effort import F64
+from likewise.shards.index import Found
 from likewise.shards.masks import Allowed
+from likewise.shards.partial_index import PartialIndex
 from likewise.shards.planner import Choice, Demand, IndexTraits
 from likewise.shards.protocols import F32, I64
 from likewise.shards.recall import local_dimension
@@ -61,10 +63,25 @@ class Stopped(Exception):
     """The check was asked to stop."""
 
 
-def check(snapshot: Snapshot, allowed: Allowed, asked: Asked, *, stop: Callable[[], bool]) -> Outcome | None:
+def check(
+    snapshot: Snapshot,
+    allowed: Allowed,
+    asked: Asked,
+    *,
+    partial: PartialIndex | None = None,
+    stop: Callable[[], bool],
+) -> Outcome | None:
     """Search on every step; None if there is no index to check.
 
     Fresh rows are left out on both sides: they are always compared exactly.
+
+    Args:
+        snapshot: The rows.
+        allowed: Which of them the filter leaves.
+        asked: The search.
+        partial: The index that the filter has of its own. A step's recall is then the lower one of both ways, because
+            what is learned of one filter is held for others, that have none.
+        stop: See below.
 
     Raises:
         Stopped: If `stop()` became true.
@@ -75,17 +92,31 @@ def check(snapshot: Snapshot, allowed: Allowed, asked: Asked, *, stop: Callable[
         return None
     traits = sealed.traits
     truth, dimension = _truth(space, snapshot, allowed, asked)
-    known: dict[Choice, float] = {}
+    known: dict[tuple[Choice, bool], float | None] = {}
 
-    def recall(demand: Demand) -> float:
+    def found(choice: Choice, by: PartialIndex | None) -> Found:
+        query = asked.query[np.newaxis]
+        if by is not None:
+            return by.search(query, choice.depth, ef=choice.ef)
+        mask = allowed.mask[: snapshot.sealed] if sealed.filters else None
+        return sealed.search(query, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
+
+    def recall(demand: Demand, by: PartialIndex | None = None) -> float | None:
+        """None for a query that the index of its filter is not used for."""
         if stop():
             raise Stopped
-        choice = planner.choose(demand, traits)
+        choice = planner.choose(demand, traits if by is None else by.traits)
         if choice.kind in _EXACT:
             return 1.0
-        if choice not in known:
-            known[choice] = _recall(sealed, asked.query, choice, snapshot, allowed, truth)
-        return known[choice]
+        key = choice, by is not None
+        if key not in known:
+            here = found(choice, by)
+            known[key] = None if by is not None and by.far(here)[0] else _recall(here, choice, allowed, truth)
+        return known[key]
+
+    def least(demand: Demand) -> float:
+        ways = [recall(demand), *([] if partial is None else [recall(demand, partial)])]
+        return min(way for way in ways if way is not None)
 
     plain = Demand(
         k=asked.k,
@@ -95,8 +126,11 @@ def check(snapshot: Snapshot, allowed: Allowed, asked: Asked, *, stop: Callable[
         filtered=allowed.filtered,
         exact=False,
     )
-    served = recall(plain._replace(ef=asked.ef, nprobe=asked.nprobe, over_fetch=asked.over_fetch))
-    recalls = np.array([recall(on_step(plain, step, traits)) for step in range(effort.STEPS)])
+    as_asked = plain._replace(ef=asked.ef, nprobe=asked.nprobe, over_fetch=asked.over_fetch)
+    served = recall(as_asked, partial)
+    if served is None:
+        served = least(as_asked)
+    recalls = np.array([least(on_step(plain, step, traits)) for step in range(effort.STEPS)])
     return Outcome(recalls, served, dimension, allowed.count / max(snapshot.live, 1))
 
 
@@ -137,12 +171,8 @@ def _truth(space: SpaceRows, snapshot: Snapshot, allowed: Allowed, asked: Asked)
     return positions[order[: asked.k]], local_dimension(scores[order][:NEIGHBOURS])
 
 
-def _recall(
-    sealed: index.SealedIndex, query: F32, choice: Choice, snapshot: Snapshot, allowed: Allowed, truth: I64
-) -> float:
+def _recall(found: Found, choice: Choice, allowed: Allowed, truth: I64) -> float:
     """Share of the truth among the candidates that a search would re-score."""
-    mask = allowed.mask[: snapshot.sealed] if sealed.filters else None
-    found = sealed.search(query[np.newaxis], choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
     which = candidates.passed(found, allowed.mask)
     if which.counts[0] < min(len(truth), allowed.sealed):
         return 1.0  # came short: the search would compare all rows

@@ -19,6 +19,7 @@ from typing import Any, Final
 from likewise.shards import effort, faiss_threads
 from likewise.shards.effort import EXACT, Curve
 from likewise.shards.masks import Allowed
+from likewise.shards.partial_index import PartialIndex
 from likewise.shards.protocols import F32, SearchOptions
 from likewise.shards.recall_check import Asked, Outcome, Stopped, check, stored
 from likewise.shards.rows import Snapshot
@@ -80,6 +81,7 @@ class RecallGuard:
     Args:
         newest: The rows to check on; None while there are none.
         allowed: Rows that a filter leaves; called from the guard's thread.
+        partial: The index that a filter has of its own, if any; likewise.
         target: The gallery's own target, None for none.
         executor: See `guard_executor`.
         share: Of the searches' time; 0 for no checks at all.
@@ -90,6 +92,7 @@ class RecallGuard:
         self,
         newest: Callable[[], Snapshot | None],
         allowed: Callable[[Snapshot, bytes], Allowed],
+        partial: Callable[[Snapshot, Allowed, str], PartialIndex | None],
         *,
         target: float | None,
         executor: Executor,
@@ -99,6 +102,7 @@ class RecallGuard:
         self.target = target
         self._newest = newest
         self._allowed = allowed
+        self._partial = partial
         self._executor = executor
         self._share = share
         self._clock = clock
@@ -289,7 +293,9 @@ class RecallGuard:
             started = time.thread_time()
             try:
                 allowed = self._allowed(snapshot, asked.filter)
-                return check(snapshot, allowed, asked, stop=lambda: self._closed), time.thread_time() - started
+                partial = self._partial(snapshot, allowed, asked.space)
+                outcome = check(snapshot, allowed, asked, partial=partial, stop=lambda: self._closed)
+                return outcome, time.thread_time() - started
             except Stopped:
                 return None, 0.0
 

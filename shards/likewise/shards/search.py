@@ -1,27 +1,28 @@
 """One batch of searches over one snapshot: plan, candidates, exact scores, exclusions, columns."""
 
 import functools
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from likewise.shards import attributes, candidates, planner
+from likewise.shards import attributes, candidates, exclusions, planner
 from likewise.shards.candidates import Table, Wanted
 from likewise.shards.distance import Ranked, rank, rank_table
 from likewise.shards.exact import ExactSearch
+from likewise.shards.exclusions import Left
+from likewise.shards.index import Found
 from likewise.shards.masks import Allowed, FilterCache
+from likewise.shards.partial_index import PartialIndex
+from likewise.shards.partial_indexes import PartialIndexes
 from likewise.shards.planner import Choice, Demand
-from likewise.shards.protocols import F32, I64, NOTHING, Exclusion, SearchOptions, ShardHits
+from likewise.shards.protocols import F32, SearchOptions, ShardHits
 from likewise.shards.rows import Mask, Snapshot
 from likewise.shards.scan import MAX_BATCH_HITS, Abandoned
 from likewise.v1 import search_service_pb2 as pb
 
-MAX_EXTRA: Final = 64
-"""Rows to leave out of an answer that are met by asking for as many more; beyond, they are taken out of the bitmap."""
-
-_NO_SLOTS: Final[I64] = np.zeros(0, dtype=np.int64)
 _EXACT: Final = frozenset({pb.PLAN_KIND_EXACT, pb.PLAN_KIND_EXACT_FILTERED})
 
 
@@ -44,29 +45,17 @@ class Request(NamedTuple):
     options: SearchOptions
 
 
-class _Outcome(NamedTuple):
-    ranked: Ranked
+class _Task(NamedTuple):
+    """What is wanted of queries that are searched together, and the plan that tells how it was done."""
+
+    k: int
+    allowed: Allowed
+    demand: Demand
     plan: pb.ShardPlan
 
 
-class _Query(NamedTuple):
-    """One query of a request that leaves something out: (1, d), the ids and the slots that its answer is without."""
-
-    vector: F32
-    ids: tuple[str, ...]
-    copies: I64
-
-    @property
-    def extra(self) -> int:
-        """How many more hits are asked for, so that k are left."""
-        return len(self.ids) + len(self.copies)
-
-
-class _Left(NamedTuple):
-    """What is left for one query."""
-
-    slots: I64
-    scores: F32
+class _Outcome(NamedTuple):
+    ranked: Ranked
     plan: pb.ShardPlan
 
 
@@ -94,6 +83,7 @@ def answer(
     *,
     shard: int,
     masks: FilterCache,
+    partials: PartialIndexes,
     exact_rows: int | None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[ShardHits]:
@@ -104,31 +94,30 @@ def answer(
         Abandoned: If `stop()` became true.
     """
     allowed = masks.allowed(snapshot, key.filter)
-    searcher = _Searcher(snapshot, key, shard, masks, exact_rows, stop)
+    searcher = _Searcher(snapshot, key, shard, masks, partials, exact_rows, stop)
     if not any(request.options.exclusions for request in requests):
         outcome = searcher.search(_joined_queries([request.queries for request in requests]), key.k, allowed)
         return _as_they_are(snapshot, requests, outcome)
-    queries = [query for request in requests for query in _each(snapshot, allowed, request)]
+    queries = [one for request in requests for one in exclusions.each(snapshot, allowed, *request)]
     # By how many more are asked for, so that no answer depends on what others leave out.
     alike: dict[int, list[int]] = defaultdict(list)
     for i, query in enumerate(queries):
         alike[query.extra].append(i)
-    found: dict[int, _Left] = {}
+    found: dict[int, Left] = {}
     for extra, members in alike.items():
-        if extra <= MAX_EXTRA:
+        if extra <= exclusions.MAX_EXTRA:
             outcome = searcher.search(_joined_queries([queries[i].vector for i in members]), key.k + extra, allowed)
-            found |= {i: _left(snapshot, queries[i], outcome, nth, key.k) for nth, i in enumerate(members)}
+            found |= {i: exclusions.left(snapshot, queries[i], *outcome, nth, key.k) for nth, i in enumerate(members)}
             continue
         for i in members:
-            narrowed = _without(snapshot, allowed, queries[i].copies)
+            narrowed = exclusions.without(snapshot, allowed, queries[i].copies)
             outcome = searcher.search(queries[i].vector, key.k + len(queries[i].ids), narrowed)
-            found[i] = _left(snapshot, queries[i], outcome, 0, key.k)
+            found[i] = exclusions.left(snapshot, queries[i], *outcome, 0, key.k)
     answers, first = [], 0
     for request in requests:
         last = first + len(request.queries)
-        answers.append(
-            _joined_hits(snapshot, request.options, queries[first:last], [found[i] for i in range(first, last)])
-        )
+        left = [found[i] for i in range(first, last)]
+        answers.append(exclusions.hits(snapshot, request.options, queries[first:last], left))
         first = last
     return answers
 
@@ -140,6 +129,7 @@ class _Searcher:
         key: BatchKey,
         shard: int,
         masks: FilterCache,
+        partials: PartialIndexes,
         exact_rows: int | None,
         stop: Callable[[], bool],
     ) -> None:
@@ -148,6 +138,7 @@ class _Searcher:
         self._key = key
         self._shard = shard
         self._masks = masks
+        self._partials = partials
         self._exact_rows = exact_rows
         self._stop = stop
 
@@ -169,8 +160,8 @@ class _Searcher:
             nprobe=self._key.nprobe,
             over_fetch=self._key.over_fetch,
         )
-        index = self._space.index
-        choice = planner.choose(demand, index.traits if index else None, self._exact_rows)
+        partial = self._partials.of(self._snapshot, allowed, self._key.space)
+        choice = self._choice(demand, partial)
         plan = pb.ShardPlan(
             shard=self._shard,
             kind=choice.kind,
@@ -179,61 +170,99 @@ class _Searcher:
             ef=choice.ef,
             nprobe=choice.nprobe,
         )
-        k = min(k, allowed.count)
-        pieces: list[Ranked] = []
-        step = max(1, MAX_BATCH_HITS // max(k, choice.depth, 1))
-        for start in range(0, len(queries), step):
-            piece = queries[start : start + step]
-            if choice.kind == pb.PLAN_KIND_EMPTY:
-                pieces.append(_nothing(len(piece)))
-            elif choice.kind in _EXACT:
-                plan.compared = allowed.count
-                loosely = functools.partial(self._loosely, k=k, allowed=allowed, demand=demand, plan=plan)
-                pieces.append(self._exact(piece, k, allowed, loosely))
-            else:
-                pieces.append(self._approximate(piece, k, allowed, choice, plan))
+        task = _Task(min(k, allowed.count), allowed, demand, plan)
+        step = max(1, MAX_BATCH_HITS // max(task.k, choice.depth, 1))
+        started = time.perf_counter()
+        pieces = [
+            self._found(queries[start : start + step], task, choice, partial) for start in range(0, len(queries), step)
+        ]
+        if allowed.filtered and partial is None:
+            self._earn(task, time.perf_counter() - started)
         return _Outcome(_joined(pieces), plan)
 
-    def _exact(self, queries: F32, k: int, allowed: Allowed, loosely: Callable[[F32], Ranked]) -> Ranked:
+    def _choice(self, demand: Demand, partial: PartialIndex | None = None) -> Choice:
+        index = self._space.index
+        traits = partial.traits if partial is not None else index.traits if index is not None else None
+        return planner.choose(demand, traits, self._exact_rows)
+
+    def _earn(self, task: _Task, seconds: float) -> None:
+        """Note what an index of the filter's own would have made shorter."""
+        index = self._space.index
+        if index is not None and planner.partial_pays(task.demand, index.traits, self._exact_rows):
+            self._partials.earn(self._snapshot, task.allowed, self._key.space, seconds)
+
+    def _found(self, queries: F32, task: _Task, choice: Choice, partial: PartialIndex | None) -> Ranked:
+        if choice.kind == pb.PLAN_KIND_EMPTY:
+            return _nothing(len(queries))
+        if choice.kind in _EXACT:
+            task.plan.compared = task.allowed.count
+            return self._exact(queries, task, functools.partial(self._loosely, task=task))
+        if partial is not None:
+            return self._by_partial(queries, task, choice, partial)
+        return self._approximate(queries, task, choice)
+
+    def _exact(self, queries: F32, task: _Task, loosely: Callable[[F32], Ranked]) -> Ranked:
         """All allowed rows compared; queries of which reduced ones tell too little are left to `loosely`."""
-        scanned = self._comparison.by_bounds(queries, k, allowed)
+        scanned = self._comparison.by_bounds(queries, task.k, task.allowed)
         if scanned is None:
-            return self._comparison.whole(queries, k, allowed)
+            return self._whole(queries, task)
         ranked, loose = scanned
         if not loose.any():
             return ranked
         return _interleaved(ranked, loosely(np.ascontiguousarray(queries[loose])), loose)
 
-    def _loosely(self, queries: F32, k: int, allowed: Allowed, demand: Demand, plan: pb.ShardPlan) -> Ranked:
+    def _loosely(self, queries: F32, task: _Task) -> Ranked:
         """As `_exact` for queries of which reduced rows tell too little; through the index where that is faster."""
-        index = self._space.index
-        demand = demand._replace(loose=True, scattered=demand.filtered)
-        choice = planner.choose(demand, index.traits if index else None, self._exact_rows)
+        demand = task.demand
+        choice = self._choice(demand._replace(loose=True, scattered=demand.filtered))
         if choice.kind in _EXACT:
-            return self._comparison.whole(queries, k, allowed)
-        plan.kind, plan.ef = choice.kind, choice.ef
-        return self._approximate(queries, k, allowed, choice, plan)
+            return self._whole(queries, task)
+        task.plan.kind, task.plan.ef = choice.kind, choice.ef
+        return self._approximate(queries, task, choice)
 
-    def _approximate(self, queries: F32, k: int, allowed: Allowed, choice: Choice, plan: pb.ShardPlan) -> Ranked:
+    def _whole(self, queries: F32, task: _Task) -> Ranked:
+        return self._comparison.whole(queries, task.k, task.allowed)
+
+    def _by_partial(self, queries: F32, task: _Task, choice: Choice, partial: PartialIndex) -> Ranked:
+        """Through the index of the filter's own; queries that are far from its rows are answered as without it."""
+        if self._stop():
+            raise Abandoned
+        found = partial.search(queries, choice.depth, ef=choice.ef)
+        far = partial.far(found)
+        count = int(np.count_nonzero(far))
+        self._partials.note(task.allowed, self._key.space, queries=len(queries), far=count)
+        without = self._choice(task.demand) if count else choice
+        if count == len(queries):
+            task.plan.kind, task.plan.ef = without.kind, without.ef
+            return self._found(queries, task, without, None)
+        task.plan.partial_index = True
+        ranked = self._ranked(queries, task, choice, found, partial.traits.rows)
+        if count == 0:
+            return ranked
+        return _interleaved(ranked, self._found(np.ascontiguousarray(queries[far]), task, without, None), far)
+
+    def _approximate(self, queries: F32, task: _Task, choice: Choice) -> Ranked:
         index = self._space.index
         if index is None:
             raise AssertionError("an approximate plan without an index. This is a bug.")
         if self._stop():
             raise Abandoned
-        mask = allowed.mask[: self._snapshot.sealed] if index.filters else None
+        mask = task.allowed.mask[: self._snapshot.sealed] if index.filters else None
         found = index.search(queries, choice.depth, ef=choice.ef, nprobe=choice.nprobe, mask=mask)
+        return self._ranked(queries, task, choice, found, index.traits.rows)
+
+    def _ranked(self, queries: F32, task: _Task, choice: Choice, found: Found, rows: int) -> Ranked:
+        """The k best of what an index of so many rows has found and of the fresh rows, by the rows as they are."""
+        k, allowed, plan = task.k, task.allowed, task.plan
         wanted = Wanted(k, choice.candidates)
         positions = found.positions
-        if (
-            allowed.count == allowed.sealed == index.traits.rows
-            and min(positions[:, choice.candidates - 1].tolist()) >= 0
-        ):
+        if allowed.count == allowed.sealed == rows and min(positions[:, choice.candidates - 1].tolist()) >= 0:
             # The common case: every row of the index may be a hit, there are no others, and no place is empty; those
             # are the last ones.
-            return self._rank_table(queries, candidates.of_all(found, wanted), k, plan)
+            return self._rank_table(queries, candidates.of_all(found, wanted), task)
         which = candidates.passed(found, allowed.mask)
         if allowed.count == allowed.sealed and min(which.counts.tolist()) >= k:
-            return self._rank_table(queries, candidates.as_table(found, which, wanted), k, plan)
+            return self._rank_table(queries, candidates.as_table(found, which, wanted), task)
         wanted = wanted._replace(k=min(k, allowed.sealed))
         short = which.counts < wanted.k
         owners, columns = np.nonzero(candidates.one_by_one(found, which, wanted) & ~short[:, np.newaxis])
@@ -251,14 +280,13 @@ class _Searcher:
             return ranked
         plan.fallback = True
         plan.compared = allowed.count
-        whole = functools.partial(self._comparison.whole, k=k, allowed=allowed)
-        exact = self._exact(np.ascontiguousarray(queries[short]), k, allowed, whole)
-        return _interleaved(ranked, exact, short)
+        whole = functools.partial(self._whole, task=task)
+        return _interleaved(ranked, self._exact(np.ascontiguousarray(queries[short]), task, whole), short)
 
-    def _rank_table(self, queries: F32, table: Table, k: int, plan: pb.ShardPlan) -> Ranked:
-        plan.compared = max(plan.compared, table.positions.shape[1])
+    def _rank_table(self, queries: F32, table: Table, task: _Task) -> Ranked:
+        task.plan.compared = max(task.plan.compared, table.positions.shape[1])
         slots, counts = table
-        return rank_table(queries, slots, k, counts=counts, ids=self._snapshot.ids, gather=self._space.copy)
+        return rank_table(queries, slots, task.k, counts=counts, ids=self._snapshot.ids, gather=self._space.copy)
 
 
 def _joined_queries(queries: Sequence[F32]) -> F32:
@@ -286,60 +314,6 @@ def _as_they_are(snapshot: Snapshot, requests: Sequence[Request], outcome: _Outc
         )
         first = last
     return found
-
-
-def _each(snapshot: Snapshot, allowed: Allowed, request: Request) -> list[_Query]:
-    """The queries of a request, one by one."""
-    exclusions = request.options.exclusions or (NOTHING,) * len(request.queries)
-    return [
-        _Query(request.queries[i : i + 1], exclusion.ids, _copies(snapshot, allowed, exclusion))
-        for i, exclusion in enumerate(exclusions)
-    ]
-
-
-def _copies(snapshot: Snapshot, allowed: Allowed, exclusion: Exclusion) -> I64:
-    """Slots of the allowed rows whose content is excluded."""
-    if exclusion.content is None:
-        return _NO_SLOTS
-    slots = snapshot.by_content.equal(snapshot.content, exclusion.content)
-    return slots[allowed.mask[slots]]
-
-
-def _without(snapshot: Snapshot, allowed: Allowed, copies: I64) -> Allowed:
-    mask = allowed.mask.copy()
-    mask[copies] = False
-    return Allowed(
-        mask,
-        count=int(np.count_nonzero(mask)),
-        sealed=int(np.count_nonzero(mask[: snapshot.sealed])),
-        filtered=allowed.filtered,
-    )
-
-
-def _left(snapshot: Snapshot, query: _Query, outcome: _Outcome, nth: int, k: int) -> _Left:
-    """The first k hits of the n-th query of an outcome that are not left out."""
-    ranked = outcome.ranked
-    piece = slice(int(ranked.offsets[nth]), int(ranked.offsets[nth + 1]))
-    slots, copies, names = ranked.slots[piece], frozenset(query.copies.tolist()), frozenset(query.ids)
-    kept = [at for at, slot in enumerate(slots.tolist()) if slot not in copies and snapshot.ids[slot] not in names]
-    return _Left(slots[kept[:k]], ranked.scores[piece][kept[:k]], outcome.plan)
-
-
-def _joined_hits(
-    snapshot: Snapshot, options: SearchOptions, queries: Sequence[_Query], found: Sequence[_Left]
-) -> ShardHits:
-    """The answer to one request, of what was found for each of its queries."""
-    slots = np.concatenate([one.slots for one in found])
-    return ShardHits(
-        ids=[snapshot.ids[slot] for slot in slots.tolist()],
-        scores=np.concatenate([one.scores for one in found]),
-        offsets=np.cumsum([0, *(len(one.slots) for one in found)], dtype=np.int64),
-        attributes=attributes.take(snapshot.table, slots, options.attributes) if options.attributes else None,
-        vectors=snapshot.spaces[options.space].vectors(slots) if options.vectors else None,
-        plan=found[-1].plan,
-        version=snapshot.version,
-        excluded=[len(query.copies) for query in queries],
-    )
 
 
 def _nothing(n: int) -> Ranked:

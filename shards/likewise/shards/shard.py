@@ -16,11 +16,12 @@ from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
 
-from likewise.shards import faiss_threads, reads
+from likewise.shards import faiss_threads, partial_indexes, reads
 from likewise.shards.attributes import check_names
 from likewise.shards.batcher import MAX_BATCH, MAX_QUEUED, Batcher, ShardBatch
 from likewise.shards.follower import Follower
 from likewise.shards.masks import MAX_BYTES, FilterCache
+from likewise.shards.partial_indexes import PartialIndexes
 from likewise.shards.protocols import (
     F32,
     Delta,
@@ -61,6 +62,8 @@ class ShardLimits:
         exact_rows: Filtered rows up to which comparing all is preferred to the index; None for what suits it.
         poll_s: Look for commits at the store this often besides what is pushed; None for never.
         recall_share: Time for checking recall as a share of the time of searches; 0 for no checks.
+        partial_share: Memory for indexes of single filters as a share of what the shard's indexes take without the
+            vectors; 0 for none.
     """
 
     max_batch: int = MAX_BATCH
@@ -69,6 +72,7 @@ class ShardLimits:
     exact_rows: int | None = None
     poll_s: float | None = None
     recall_share: float = SHARE
+    partial_share: float = partial_indexes.SHARE
 
 
 def build_executor(workers: int = 1) -> ThreadPoolExecutor:
@@ -109,20 +113,30 @@ class Shard:
         self._number = number
         self._owned: list[Executor] = []
         self._executor = executor or self._keep_open(SearchThreads(2, name=f"likewise-shard-{number}"))
+        builder = builder or self._keep_open(build_executor())
         self._follower = Follower(
             spec,
             number,
             source,
             executor=reader or self._executor,
-            builder=builder or self._keep_open(build_executor()),
+            builder=builder,
             cache=cache,
             poll_s=limits.poll_s,
             busy=self._is_searched,
-            on_rows=lambda snapshot: self._guard.moved(snapshot),
+            on_rows=self._moved,
+        )
+        self._partials = PartialIndexes(
+            self._newest,
+            lambda snapshot, filter: self._masks.allowed(snapshot, filter),
+            builder=builder,
+            share=limits.partial_share,
+            busy=self._is_searched,
+            give_up=lambda: self._follower.building,
         )
         self._guard = RecallGuard(
             self._newest,
             lambda snapshot, filter: self._masks.allowed(snapshot, filter),
+            self._partials.of,
             target=spec.index.target_recall,
             executor=checker or self._keep_open(guard_executor()),
             share=limits.recall_share,
@@ -154,6 +168,7 @@ class Shard:
         """Refuse new calls, stop the build, and wait for what runs."""
         await self._batcher.close()
         await self._guard.close()
+        await self._partials.close()
         await self._follower.close()
         for executor in self._owned:
             executor.shutdown(wait=False)
@@ -168,10 +183,13 @@ class Shard:
         self._guard.target = spec.index.target_recall
         # After the rows: bitmaps of a new attribute need its column (see _answer).
         self._masks = FilterCache(spec.attributes, max_bytes=self._limits.filter_cache_bytes)
+        if (snapshot := self._newest()) is not None:
+            self._partials.moved(snapshot)
 
     async def settled(self) -> None:
         """Wait until no build is running or due."""
         await self._follower.settled()
+        await self._partials.settled()
 
     async def checked(self) -> None:
         """Wait until recall has been checked as far as it may be; long on a busy machine, whose last thread it has."""
@@ -206,6 +224,8 @@ class Shard:
         request = Request(np.ascontiguousarray(queries, dtype=np.float32), options)
         key = batch_key(options._replace(exclusions=()) if options.exclusions else options)
         timed = await self._batcher.submit(key, request, queries=len(queries))
+        if self._partials.due:
+            self._partials.begin()
         self._guard.sample(request.queries[0], options, timed.result.plan)
         return timed.result._replace(queue_us=timed.queue_us, search_us=timed.search_us)
 
@@ -267,6 +287,8 @@ class Shard:
         stats = reads.stats(follower.partition.snapshot, follower.spec, shard=self._number)
         stats.recall.extend(self._guard.report([space.name for space in follower.spec.spaces]))
         stats.recall_seconds = self._guard.spent_s
+        stats.partial_indexes = self._partials.count
+        stats.memory_bytes += self._partials.memory_bytes
         stats.state = pb.INDEX_STATE_BUILDING if follower.building else state
         stats.message = follower.message
         return stats
@@ -284,6 +306,7 @@ class Shard:
             requests,
             shard=self._number,
             masks=masks,
+            partials=self._partials,
             exact_rows=self._limits.exact_rows,
             stop=stop,
         )
@@ -294,6 +317,10 @@ class Shard:
         """Whether a search takes what one like it did: a filter may have to be evaluated anew, which takes longer."""
         partition = self._follower.partition
         return not key.filter or (partition is not None and self._masks.holds(partition.snapshot, key.filter))
+
+    def _moved(self, snapshot: Snapshot) -> None:
+        self._partials.moved(snapshot)
+        self._guard.moved(snapshot)
 
     def _newest(self) -> Snapshot | None:
         partition = self._follower.partition

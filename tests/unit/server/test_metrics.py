@@ -83,7 +83,7 @@ async def test_a_scrape_shows_the_recall_of_shards_and_how_sure_it_is() -> None:
     metrics = Metrics(version="1")
     stats = gallery_service_pb2.GalleryServiceStatsResponse()
     stats.gallery.spec.name = "shop"
-    shard = stats.shards.add(shard=1, recall_seconds=2.5)
+    shard = stats.shards.add(shard=1, recall_seconds=2.5, partial_indexes=3)
     shard.recall.add(space="default", max_share=1, queries=64, recall=0.96, low=0.88, high=0.99, local_dimension=17.5)
     shard.recall.add(space="default", max_share=0.3, queries=9, recall=0.5, low=0.2, high=0.8)
     metrics.watch_galleries(lambda: [stats])
@@ -96,3 +96,4 @@ async def test_a_scrape_shows_the_recall_of_shards_and_how_sure_it_is() -> None:
     assert f'likewise_recall_local_dimension{{{where},share="1",space="default"}} 17.5' in text
     assert f'likewise_recall_local_dimension{{{where},share="0.3"' not in text
     assert f"likewise_recall_check_seconds_total{{{where}}} 2.5" in text
+    assert f"likewise_partial_indexes{{{where}}} 3.0" in text

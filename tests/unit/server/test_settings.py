@@ -136,6 +136,21 @@ def test_a_text_line_quotes_what_a_caller_could_break_it_with() -> None:
             id="approximate",
         ),
         pytest.param(
+            [pb.ShardPlan(kind=pb.PLAN_KIND_ANN_FILTERED, live=60_000, allowed=20_000, ef=15, partial_index=True)],
+            True,
+            "approximate over 20,000 of 60,000 (filter 33.3 %), ef 15, partial index",
+            id="an index of the filter's own",
+        ),
+        pytest.param(
+            [
+                pb.ShardPlan(kind=pb.PLAN_KIND_ANN_FILTERED, live=60_000, allowed=20_000, ef=15, partial_index=True),
+                pb.ShardPlan(kind=pb.PLAN_KIND_ANN_FILTERED, live=60_000, allowed=20_000, ef=45),
+            ],
+            True,
+            "approximate over 40,000 of 120,000 (filter 33.3 %), ef 45, partial index on 1, 2 shards",
+            id="an index of the filter's own on one shard",
+        ),
+        pytest.param(
             [
                 pb.ShardPlan(kind=pb.PLAN_KIND_ANN_FILTERED, live=60_000, allowed=3, ef=64, fallback=True),
                 pb.ShardPlan(kind=pb.PLAN_KIND_EXACT_FILTERED, live=60_000, allowed=3),

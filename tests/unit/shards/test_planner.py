@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likewise.shards.planner import EXACT_ROWS, OTHER_EXACT_ROWS, SLACK, Demand, IndexTraits, choose
+from likewise.shards.planner import EXACT_ROWS, OTHER_EXACT_ROWS, SLACK, Demand, IndexTraits, choose, partial_pays
 from likewise.v1 import search_service_pb2 as pb
 
 HNSW = IndexTraits("hnsw", rows=1_000_000)
@@ -202,3 +202,50 @@ def test_a_third_of_fifty_thousand_rows_is_searched_through_hnsw_and_a_hundredth
 
     assert choose(demand(16_700, live=50_000), index).kind == pb.PLAN_KIND_ANN_FILTERED
     assert choose(demand(500, live=50_000), index).kind == pb.PLAN_KIND_EXACT_FILTERED
+
+
+@given(demands())
+def test_an_index_of_its_own_pays_only_where_the_plan_with_it_looks_at_less(
+    case: tuple[Demand, IndexTraits | None],
+) -> None:
+    demand, index = case
+    if index is None or not partial_pays(demand, index):
+        return
+
+    alone = index._replace(rows=demand.sealed_allowed, partial=True)
+    now, then = choose(demand, index), choose(demand, alone)
+
+    assert demand.filtered
+    assert not demand.exact
+    assert (index.kind, index.reduced) == ("hnsw", True)
+    assert then.kind == pb.PLAN_KIND_ANN_FILTERED
+    assert then.ef >= min(demand.k, demand.sealed_allowed)
+    if now.depth:
+        assert then.ef + max(then.ef, then.depth) < now.ef + max(now.ef, now.depth)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "ef", "pays"),
+    [
+        pytest.param(330_000, None, True, id="a third, a list of 350"),
+        pytest.param(330_000, 20, True, id="a third, a list of 60"),
+        pytest.param(100_000, None, True, id="rows that are compared, more than a list is worth"),
+        pytest.param(20_000, None, False, id="few rows that are compared"),
+        pytest.param(20_000, 10, True, id="few rows for a short list"),
+        pytest.param(900_000, 64, False, id="nearly all rows"),
+    ],
+)
+def test_an_index_of_its_own_pays_for(allowed: int, ef: int | None, pays: bool) -> None:
+    index = IndexTraits("hnsw", rows=1_000_000, reduced=True)
+    demand = Demand(10, 1_000_000, allowed, allowed, filtered=True, ef=ef)
+
+    assert partial_pays(demand, index) == pays
+
+
+@pytest.mark.parametrize(("ef", "expected"), [(1, 15), (15, 15), (40, 40), (None, 120)])
+def test_the_list_of_an_index_of_its_own_has_all_that_is_wanted(ef: int | None, expected: int) -> None:
+    index = IndexTraits("hnsw", rows=100_000, reduced=True, partial=True)
+
+    choice = choose(Demand(10, 1_000_000, 100_000, 100_000, filtered=True, ef=ef), index)
+
+    assert (choice.ef, choice.depth, choice.candidates) == (expected, expected, expected)

@@ -55,7 +55,8 @@ class ReplicaStats:
 class ShardStats:
     """One shard: `live` rows can be found, `fresh` ones lie beside the sealed index; see the proto's ShardStats.
 
-    `replicas` lists its copies on a cluster; a server in one process has none to tell of.
+    `replicas` lists its copies on a cluster; a server in one process has none to tell of. `partial_indexes` counts the
+    filters that have an index of their own.
     """
 
     shard: int
@@ -70,6 +71,7 @@ class ShardStats:
     message: str
     recall: tuple[RecallEstimate, ...] = ()
     replicas: tuple[ReplicaStats, ...] = ()
+    partial_indexes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ def _stats(message: gallery_pb.GalleryServiceStatsResponse) -> GalleryStats:
                 )
                 for replica in one.replicas
             ),
+            one.partial_indexes,
         )
         for one in message.shards
     )

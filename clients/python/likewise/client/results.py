@@ -73,7 +73,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """How one shard looked: kind is "exact", "exact_filtered", "ann", "ann_filtered" or "empty"."""
+    """How one shard looked: kind is "exact", "exact_filtered", "ann", "ann_filtered" or "empty".
+
+    `partial_index`: the filter has an index of its own, which was used.
+    """
 
     shard: int
     kind: str
@@ -83,6 +86,7 @@ class ShardPlan:
     fallback: bool
     ef: int
     nprobe: int
+    partial_index: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,7 @@ def plan_of(message: search_pb.Plan) -> Plan:
             one.fallback,
             one.ef,
             one.nprobe,
+            one.partial_index,
         )
         for one in message.shards
     )

@@ -613,6 +613,7 @@ class ShardStats(_message.Message):
     RECALL_FIELD_NUMBER: _builtins.int
     RECALL_SECONDS_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    PARTIAL_INDEXES_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     live: _builtins.int
     """Rows that can be found."""
@@ -627,10 +628,12 @@ class ShardStats(_message.Message):
     version: _builtins.int
     """Store version it serves."""
     memory_bytes: _builtins.int
-    """Vectors and index, estimated."""
+    """Vectors and indexes, estimated."""
     message: _builtins.str
     recall_seconds: _builtins.float
     """CPU time that checking recall has taken, seconds."""
+    partial_indexes: _builtins.int
+    """Filters in steady use that have an index of their own; counted in memory_bytes."""
     @_builtins.property
     def recall(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecallEstimate]:
         """Of the present sealed index; none for an exact one, or before the first checks."""
@@ -655,10 +658,11 @@ class ShardStats(_message.Message):
         recall: _abc.Iterable[Global___RecallEstimate] | None = ...,
         recall_seconds: _builtins.float = ...,
         replicas: _abc.Iterable[Global___ReplicaStats] | None = ...,
+        partial_indexes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "index", b"index", "live", b"live", "memory_bytes", b"memory_bytes", "message", b"message", "recall", b"recall", "recall_seconds", b"recall_seconds", "replicas", b"replicas", "sealed", b"sealed", "shard", b"shard", "state", b"state", "tombstones", b"tombstones", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "index", b"index", "live", b"live", "memory_bytes", b"memory_bytes", "message", b"message", "partial_indexes", b"partial_indexes", "recall", b"recall", "recall_seconds", b"recall_seconds", "replicas", b"replicas", "sealed", b"sealed", "shard", b"shard", "state", b"state", "tombstones", b"tombstones", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

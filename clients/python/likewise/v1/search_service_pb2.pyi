@@ -782,6 +782,7 @@ class ShardPlan(_message.Message):
     FALLBACK_FIELD_NUMBER: _builtins.int
     EF_FIELD_NUMBER: _builtins.int
     NPROBE_FIELD_NUMBER: _builtins.int
+    PARTIAL_INDEX_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     kind: Global___PlanKind.ValueType
     live: _builtins.int
@@ -796,6 +797,8 @@ class ShardPlan(_message.Message):
     """0 when not used."""
     nprobe: _builtins.int
     """0 when not used."""
+    partial_index: _builtins.bool
+    """The filter has an index of its own, which was used."""
     def __init__(
         self,
         *,
@@ -807,10 +810,11 @@ class ShardPlan(_message.Message):
         fallback: _builtins.bool = ...,
         ef: _builtins.int = ...,
         nprobe: _builtins.int = ...,
+        partial_index: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "compared", b"compared", "ef", b"ef", "fallback", b"fallback", "kind", b"kind", "live", b"live", "nprobe", b"nprobe", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "compared", b"compared", "ef", b"ef", "fallback", b"fallback", "kind", b"kind", "live", b"live", "nprobe", b"nprobe", "partial_index", b"partial_index", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,12 +12,11 @@ from likewise.server.cluster.controller_actor import ControllerOptions
 from likewise.server.cluster.hosts import HostOptions
 from likewise.server.cluster.ray_placement import Resources
 from likewise.server.cluster.router import Routing
-from likewise.server.embedded import runtime, server_options
+from likewise.server.embedded import runtime, server_options, shard_limits
 from likewise.server.galleries import StoreOptions
 from likewise.server.images import ImageLimits
 from likewise.server.session import Runtime
 from likewise.server.settings import Settings
-from likewise.shards.shard import ShardLimits
 from likewise.shards.store import local_folder
 from likewise.shards.write_queue import WriterLimits
 
@@ -54,7 +53,7 @@ def cluster_options(settings: Settings, address: str) -> ClusterOptions:
     store = StoreOptions(
         uri=settings.store if folder is None else str(folder.resolve()),
         cache=None if settings.cache is None else settings.cache.resolve(),
-        shard=ShardLimits(max_queued=settings.shard_queue, recall_share=settings.recall_share),
+        shard=shard_limits(settings),
         writer=WriterLimits(
             queue_rows=settings.write_queue_rows,
             queue_bytes=settings.write_queue_bytes,
