@@ -68,7 +68,8 @@ class PartialIndex:
 
     def serves(self, allowed: Allowed) -> bool:
         """Whether most of its rows are alive still; those that are not are filtered out as ever."""
-        return GONE_SHARE * (self.index.rows - allowed.sealed) <= self.index.rows
+        rows = self.traits.rows  # FAISS takes its time to say
+        return GONE_SHARE * (rows - allowed.sealed) <= rows
 
     def search(self, queries: F32, depth: int, *, ef: int) -> Found:
         """As `SealedIndex.search`, at least `PLACE` deep; positions are slots."""
