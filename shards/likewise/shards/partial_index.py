@@ -105,14 +105,17 @@ def build(
         busy: Likewise.
 
     Returns:
-        None where too many of its rows do not find themselves.
+        None where there are not rows enough, or too many of them do not find themselves.
 
     Raises:
         BuildStopped: If `stop()` was true.
+        ValueError: If the space has no such index.
     """
     whole = snapshot.spaces[space].index
-    if whole is None or whole.reduction is None or whole.reduced is None or allowed.sealed < PLACE + 1:
-        raise ValueError(f"no partial index can be made of {allowed.sealed} rows of the space {space!r}")
+    if whole is None or whole.reduction is None or whole.reduced is None:
+        raise ValueError(f"the space {space!r} has no index of reduced rows")
+    if allowed.sealed <= PLACE:
+        return None
     slots, reduced = np.flatnonzero(allowed.mask[: snapshot.sealed]), whole.reduced
     built = index_build.build(
         len(slots),

@@ -79,7 +79,7 @@ async def test_a_filter_in_steady_use_comes_to_have_an_index(started: Started) -
     shard = await started(stored(ROWS), limits=ALWAYS)
 
     first = await shard.search(QUERIES[:1], ROUGH)
-    for i in range(20_000):  # about 500: until they have taken as long as building may
+    for i in range(20_000):  # some 200: until they have taken half as long as building does
         hits = await shard.search(QUERIES[i % 40 : i % 40 + 1], ROUGH)
         if hits.plan.partial_index:
             break
@@ -290,6 +290,13 @@ async def test_other_indexes_earn_none(started: Started, kind: str) -> None:
     await shard.search(QUERIES, TEN._replace(filter=FILTER, exact=False))
 
     assert not shard._partials._earned
+
+
+async def test_a_filter_of_hardly_any_rows_gets_none(started: Started) -> None:
+    shard = await started(stored(ROWS), limits=ALWAYS)
+
+    assert await indexed(shard, below(10)) is None
+    assert await indexed(shard, below(11)) is not None
 
 
 async def test_filters_that_change_with_every_search_are_forgotten(started: Started) -> None:
