@@ -84,6 +84,8 @@ def cluster() -> Iterator[tuple[str, RayNode, Path]]:
         # A token of its own, whatever this machine's user has: nodes and routers inherit it.
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
+        # Or the one text that is asked for again and again would need its encoder once: nobody would miss it.
+        patch.setenv("LIKEWISE_KEPT_ENCODINGS", "0")
         try:
             yield mark, RayNode(mark, Path(folder) / "ray"), Path(folder)
         finally:
