@@ -118,6 +118,7 @@ class Follower:
             self.spec, self._failed_at = spec, None
             if self.partition is not None:  # a build for the old one sees that it was replaced, and stops
                 self.partition = self.partition.renewed(spec)
+                self._on_rows(self.partition.snapshot)
             self._consider_build()
 
         await self._exclusively(work)

@@ -183,8 +183,6 @@ class Shard:
         self._guard.target = spec.index.target_recall
         # After the rows: bitmaps of a new attribute need its column (see _answer).
         self._masks = FilterCache(spec.attributes, max_bytes=self._limits.filter_cache_bytes)
-        if (snapshot := self._newest()) is not None:
-            self._partials.moved(snapshot)
 
     async def settled(self) -> None:
         """Wait until no build is running or due."""
